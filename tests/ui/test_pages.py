@@ -1,0 +1,262 @@
+"""What the pages show and do, without a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from tests.ui import samples
+from tracer.store import Store
+from tracer.trace.trace import Trace
+from ui import state
+
+APP = Path(__file__).parents[2] / "ui" / "app.py"
+
+
+def app() -> AppTest:
+    """The app on its first page, not yet run."""
+    return AppTest.from_file(str(APP), default_timeout=60)
+
+
+def run_page() -> AppTest:
+    """The first page."""
+    at = app().run()
+    assert not at.exception
+    return at
+
+
+def trace_page(**query: str) -> AppTest:
+    """A trace, as a link would open it."""
+    at = app().run().switch_page(state.TRACE_PAGE)
+    for name, value in query.items():
+        at.query_params[name] = value
+    at.run()
+    assert not at.exception
+    return at
+
+
+def texts(at: AppTest) -> list[str]:
+    """Everything shown as plain text."""
+    return [element.value for element in at.text]
+
+
+def test_an_empty_store_says_what_to_do(store: Store) -> None:
+    at = run_page()
+    assert "no runs yet" in at.info[0].value
+    assert "make demo" in at.code[0].value
+
+
+def test_runs_are_listed(store: Store) -> None:
+    ids = samples.fill(store)
+    at = run_page()
+    assert len(at.dataframe[0].value) == len(ids)
+
+
+def test_filters_narrow_the_list(store: Store) -> None:
+    samples.fill(store)
+    at = run_page()
+    at.selectbox(key=state.AGENT).select("cot").run()
+    assert set(at.dataframe[0].value["agent"]) == {"CoT"}
+    at.selectbox(key=state.STATUS).select("failed").run()
+    assert list(at.dataframe[0].value["status"]) == ["! failed"]
+
+
+def test_the_outcome_can_be_filtered(store: Store) -> None:
+    store.import_trace(samples.react(reference="7"))
+    store.import_trace(samples.react(reference="8"))
+    at = run_page()
+    at.selectbox(key=state.CORRECT).select(False).run()
+    assert list(at.dataframe[0].value["correct"]) == ["✗ wrong"]
+
+
+def test_search_looks_into_steps(store: Store) -> None:
+    samples.fill(store)
+    at = run_page()
+    at.text_input(key=state.SEARCH).set_value('"thought number 777"').run()
+    assert list(at.dataframe[0].value["model"]) == ["elsewhere"]
+
+
+def test_a_search_without_hits_can_be_cleared(store: Store) -> None:
+    samples.fill(store)
+    at = run_page()
+    at.text_input(key=state.SEARCH).set_value("zebra").run()
+    assert "No run matches" in at.info[0].value
+    next(button for button in at.button if button.label == "Clear the filters").click().run()
+    assert len(at.dataframe[0].value) == 6
+
+
+def test_runs_come_in_pages(store: Store) -> None:
+    for number in range(103):
+        store.import_trace(samples.long(1).model_copy(update={"id": f"run-{number}"}))
+    at = run_page()
+    assert len(at.dataframe[0].value) == 100
+    next(button for button in at.button if button.label == "Older").click().run()
+    assert len(at.dataframe[0].value) == 3
+    assert "Runs 101 to 103 of 103" in at.caption[0].value
+
+
+def test_a_broken_store_is_one_sentence(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "broken.db"
+    broken.write_text("this is not a database at all")
+    monkeypatch.setenv("TRACER_STORE", str(broken))
+    at = run_page()
+    assert at.error[0].value == "The store cannot be read."
+    assert "not a tracer store" in texts(at)[0]
+
+
+def upload(at: AppTest, content: bytes) -> AppTest:
+    """Drop a file on the runs page."""
+    at.file_uploader[0].upload("trace.json", content, "application/json")
+    return at.run()
+
+
+def test_a_dropped_trace_is_imported(store: Store) -> None:
+    trace = samples.cot()
+    at = upload(run_page(), trace.to_json().encode())
+    assert at.success[0].value == "The trace was imported."
+    assert store.load(trace.id).to_json() == trace.to_json()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b"{", "invalid JSON"), (b"\xff\xfe\x00", "invalid JSON"), (b'{"schema_version": "9.0"}', "upgrade tracer")],
+)
+def test_a_file_that_is_no_trace_is_refused(store: Store, content: bytes, expected: str) -> None:
+    at = upload(run_page(), content)
+    assert at.error[0].value == "The trace was not imported."
+    assert any(expected in text for text in texts(at))
+    assert store.count() == 0
+
+
+def test_a_trace_that_is_there_already_can_be_copied(store: Store) -> None:
+    trace = samples.cot()
+    store.import_trace(trace)
+    at = upload(run_page(), trace.to_json().encode())
+    assert store.count() == 1
+    next(button for button in at.button if button.label == "Import it under a new id").click().run()
+    assert store.count() == 2
+    assert at.success
+
+
+def test_a_trace_page_without_a_run_points_to_the_runs(store: Store) -> None:
+    assert "No run is open" in trace_page().info[0].value
+
+
+@pytest.mark.parametrize("run", ["nothing", "a" * 300, "\x00", "'; DROP TABLE traces; --"])
+def test_a_link_to_no_run_is_a_sentence(store: Store, run: str) -> None:
+    at = trace_page(run=run)
+    assert at.error or at.info
+    assert not at.dataframe
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_every_agents_trace_is_shown(store: Store, index: int) -> None:
+    trace = samples.all_agents()[index]
+    store.import_trace(trace)
+    at = trace_page(run=trace.id)
+    assert len(at.dataframe[0].value) == len(trace.steps)
+    assert trace.task.question in texts(at)
+    assert trace.outcome.answer in texts(at)
+    assert "✓ right" in texts(at)
+
+
+def test_a_link_to_a_step_shows_it(store: Store) -> None:
+    trace = samples.react()
+    store.import_trace(trace)
+    step = next(step for step in trace.steps if step.kind == "observation")
+    at = trace_page(run=trace.id, step=step.id)
+    assert "observation" in at.subheader[0].value
+    assert at.code[0].value == step.text
+
+
+def test_a_link_to_an_unknown_step_says_so(store: Store) -> None:
+    trace = samples.cot()
+    store.import_trace(trace)
+    at = trace_page(run=trace.id, step="s99")
+    assert "does not have" in at.warning[0].value
+    assert "question" in at.subheader[0].value
+
+
+def test_next_and_previous_go_through_the_steps(store: Store) -> None:
+    trace = samples.cot()
+    store.import_trace(trace)
+    at = trace_page(run=trace.id)
+    next(button for button in at.button if button.label == "Next").click().run()
+    assert at.query_params["step"] == trace.steps[1].id
+    next(button for button in at.button if button.label == "Previous").click().run()
+    assert at.query_params["step"] == trace.steps[0].id
+
+
+def test_steps_can_be_filtered(store: Store) -> None:
+    trace = samples.cot_sc()
+    store.import_trace(trace)
+    at = trace_page(run=trace.id)
+    at.selectbox(key=state.BRANCH).select("b2").run()
+    assert list(at.dataframe[0].value["branch"]) == ["b2", "b2"]
+    at.multiselect(key=state.KINDS).select("answer").run()
+    assert list(at.dataframe[0].value["text"]) == ["The answer is 8."]
+
+
+def test_tokens_of_the_step_are_shown(store: Store) -> None:
+    trace = samples.cot()
+    store.import_trace(trace)
+    step = next(step for step in trace.steps if step.call_id is not None)
+    at = trace_page(run=trace.id, step=step.id)
+    tables = [frame.value for frame in at.dataframe]
+    assert step.start is not None and step.end is not None
+    assert any(
+        list(table.columns[:2]) == ["position", "id"] and len(table) == step.end - step.start for table in tables
+    )
+
+
+def test_a_failed_run_says_why(store: Store) -> None:
+    store.import_trace(samples.failed())
+    at = trace_page(run="failed-run")
+    assert "failed" in at.warning[0].value
+    assert "the server died" in texts(at)
+
+
+def test_a_run_under_way_is_followed_and_then_ends(store: Store) -> None:
+    with samples.running(store) as run:
+        at = trace_page(run=run.trace_id)
+        assert "under way" in at.info[0].value
+        run.step("thought", "Not yet.")
+        at.run()
+        assert len(at.dataframe[0].value) == 2
+    at.run()
+    assert not at.info
+
+
+def test_a_long_trace_comes_in_pages(store: Store) -> None:
+    store.import_trace(samples.long())
+    at = trace_page(run="long-run", step="s777")
+    assert list(at.dataframe[0].value["step"]) == list(range(601, 801))
+    next(button for button in at.button if button.label == "Later").click().run()
+    assert list(at.dataframe[0].value["step"])[0] == 801
+    assert len(at.main.children) < 60
+
+
+def test_a_trace_without_steps_is_shown(store: Store) -> None:
+    store.import_trace(samples.long(0))
+    assert any("no steps" in info.value for info in trace_page(run="long-run").info)
+
+
+@pytest.mark.parametrize("text", samples.CORPUS)
+def test_hostile_text_stays_text(store: Store, text: str) -> None:
+    store.import_trace(samples.hostile(text))
+    runs, trace = run_page(), trace_page(run="hostile", step=f"a{text}")
+    for at in (runs, trace):
+        rendered = [*at.markdown, *at.caption, *at.title, *at.subheader, *at.error, *at.warning, *at.info, *at.success]
+        labels = [widget.label for widget in (*at.button, *at.selectbox, *at.multiselect, *at.expander)]
+        assert not [value for value in [element.value for element in rendered] + labels if "example" in value]
+    assert text in texts(trace)
+
+
+def test_an_imported_trace_survives_being_shown(store: Store) -> None:
+    """The pages share the loaded trace, so drawing it must not change it."""
+    trace = samples.tot()
+    store.import_trace(trace)
+    trace_page(run=trace.id)
+    assert Trace.from_json(trace.to_json()) == store.load(trace.id)

@@ -1,0 +1,1 @@
+"""Chain-of-thought, self-consistency, tree-of-thoughts and ReAct agents."""

@@ -1,0 +1,460 @@
+"""The command line. Commands parse, call the library and print; nothing else happens here."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from tracer.errors import CancelledError, InputError, TracerError
+
+if TYPE_CHECKING:
+    from tracer.agents.base import Agent
+    from tracer.engines.base import Engine
+    from tracer.store import Store
+    from tracer.trace.trace import Document, Trace
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Run reasoning agents, record every step token for token, and look at what happened.\n\n"
+    "Start with `tracer demo`, or `tracer run cot 'What is 17 * 24?'`.",
+)
+models_app = typer.Typer(no_args_is_help=True, help="Model weights: what is there, where, and fetching more.")
+app.add_typer(models_app, name="models")
+
+
+class AgentName(StrEnum):
+    """Agents that `tracer run` knows."""
+
+    COT = "cot"
+    COT_SC = "cot-sc"
+    TOT = "tot"
+    REACT = "react"
+
+
+class OnConflict(StrEnum):
+    """What `tracer import` does with a trace whose id is taken."""
+
+    ERROR = "error"
+    NEW_ID = "new_id"
+    REPLACE = "replace"
+    SKIP = "skip"
+
+
+StoreOption = Annotated[
+    str | None,
+    typer.Option("--store", help="Database file or URL; TRACER_STORE sets it for good.", metavar="FILE|URL"),
+]
+EngineOption = Annotated[
+    str, typer.Option(help="auto, local, vllm, or the address of a server.", metavar="auto|local|vllm|URL")
+]
+ModelOption = Annotated[str | None, typer.Option(help="demo, a local folder, a GGUF file or a hub id.", metavar="NAME")]
+DtypeOption = Annotated[str | None, typer.Option(help="Precision of a model that tracer loads or serves.")]
+
+
+@app.command()
+def run(
+    agent: Annotated[AgentName, typer.Argument(help="Which agent.")],
+    question: Annotated[str, typer.Argument(help="What to answer.")],
+    docs: Annotated[
+        Path | None,
+        typer.Option(help="Folder of text and markdown files: ReAct searches it, the others are given all of it."),
+    ] = None,
+    engine: EngineOption = "auto",
+    model: ModelOption = None,
+    dtype: DtypeOption = None,
+    n: Annotated[int, typer.Option("-n", help="Chains of cot-sc; thoughts kept a level (breadth) of tot.")] = 0,
+    reference: Annotated[str | None, typer.Option(help="The right answer, to judge the run by.")] = None,
+    tools: Annotated[
+        str | None, typer.Option(help="Tools of react: calculator, search, python. Default: what the task needs.")
+    ] = None,
+    style: Annotated[str, typer.Option(help="react: text (the paper's form) or native tool calls.")] = "text",
+    shots: Annotated[str | None, typer.Option(help="cot, cot-sc: zero or few.")] = None,
+    vote: Annotated[str, typer.Option(help="cot-sc: majority, weighted or unnormalised.")] = "majority",
+    search: Annotated[str, typer.Option(help="tot: bfs or dfs.")] = "bfs",
+    generate: Annotated[str, typer.Option(help="tot: propose or sample.")] = "propose",
+    evaluate: Annotated[str, typer.Option(help="tot: value or vote.")] = "value",
+    depth: Annotated[int | None, typer.Option(help="tot: thoughts on a path.")] = None,
+    nodes: Annotated[int, typer.Option(help="tot: states after which the search stops.")] = 100,
+    problem: Annotated[str | None, typer.Option(help="tot: game24 or text; recognised if not given.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="A prompt of your own, as a TOML file.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of the samples of cot-sc and tot.")] = None,
+    seed: Annotated[int, typer.Option(help="Makes samples reproducible.")] = 0,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens of one reply.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="react: rounds of thought and action.")] = None,
+    token_budget: Annotated[int | None, typer.Option(help="Tokens that the whole run may write.")] = None,
+    out_file: Annotated[Path | None, typer.Option("--out", help="Write the trace here as well.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the trace as JSON and nothing else.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Run an agent on a question and record it.
+
+    The run is kept in the store as it happens: Ctrl-C, a dead server or a killed process lose nothing recorded.
+    """
+    from tracer.agents.base import Budget
+    from tracer.agents.build import AgentOptions, build_agent
+    from tracer.console import RunView, print_trace, stop_on_signal
+
+    options = AgentOptions(
+        kind=agent.value,
+        n=n or None,
+        tools=tools.split(",") if tools else None,
+        style=style,
+        shots=shots,
+        vote=vote,
+        search=search,
+        generate=generate,
+        evaluate=evaluate,
+        depth=depth,
+        nodes=nodes,
+        problem=problem,
+        prompt=prompt,
+        temperature=temperature,
+        seed=seed,
+        max_tokens=max_tokens,
+        docs=docs,
+        budget=Budget(steps=max_steps, tokens=token_budget),
+    )
+    if not question.strip():
+        raise InputError("the question is empty; say what the agent shall answer")
+    documents = _documents(docs) if docs is not None and agent is not AgentName.REACT else []
+    with _open_store(store) as runs, _engine(engine, model, dtype, quiet=as_json) as connected:
+        solver: Agent = build_agent(connected, options)
+        view = RunView(quiet=as_json)
+        with stop_on_signal() as cancel, view:
+            trace = _run_agent(
+                lambda: solver.run(
+                    question,
+                    documents=documents,
+                    reference=reference,
+                    store=runs,
+                    on_event=view.on_event,
+                    on_tokens=view.on_tokens if view.wants_tokens else None,
+                    cancel=cancel,
+                ),
+                out_file,
+            )
+    if as_json:
+        sys.stdout.write(trace.to_json() + "\n")
+    else:
+        print_trace(trace)
+
+
+@app.command("list")
+def list_runs(
+    agent: Annotated[str | None, typer.Option(help="cot, cot_sc, tot, react or external.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name of the model.")] = None,
+    status: Annotated[str | None, typer.Option(help="running, completed, failed, cancelled or interrupted.")] = None,
+    correct: Annotated[bool | None, typer.Option("--right/--wrong", help="Only right or only wrong answers.")] = None,
+    text: Annotated[str | None, typer.Option(help="Words that one step contains.")] = None,
+    limit: Annotated[int, typer.Option(help="How many, newest first.", min=1)] = 30,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """List stored runs, newest first."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+    from rich.text import Text
+
+    from tracer.console import err, one_line, out, verdict
+    from tracer.store import TraceFilter
+
+    kind = agent.replace("-", "_") if agent else None
+    wanted = TraceFilter(agent=kind, model=model, status=status, correct=correct, text=text)
+    with _open_store(store) as runs:
+        found = runs.list(wanted, limit=limit)
+        total = runs.count(wanted)
+    if as_json:
+        for row in found:
+            sys.stdout.write(json.dumps(asdict(row), default=str) + "\n")
+        return
+    if not found:
+        err.print("no runs here yet; try `tracer run cot 'What is 17 * 24?'` or `tracer demo`")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("id", "agent", "question", "answer", "right", "steps", "tokens", "status"):
+        table.add_column(name, no_wrap=name == "id", justify="right" if name in ("steps", "tokens") else "left")
+    for row in found:
+        cells = [one_line(row.name, 60), one_line(row.answer or "-", 28)]
+        table.add_row(
+            row.id,
+            row.agent,
+            *(Text(cell) for cell in cells),
+            verdict(row.correct),
+            str(row.steps),
+            str(row.completion_tokens),
+            row.status,
+        )
+    out.print(table)
+    if total > len(found):
+        err.print(f"{len(found)} of {total}; --limit shows more")
+
+
+@app.command()
+def show(
+    trace_id: Annotated[str, typer.Argument(metavar="ID", help="Id of a stored run, or the beginning of one.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the trace as JSON.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Show a run step by step."""
+    from tracer.console import print_trace
+
+    with _open_store(store) as runs:
+        trace = runs.load(trace_id)
+    if as_json:
+        sys.stdout.write(trace.to_json() + "\n")
+    else:
+        print_trace(trace)
+
+
+@app.command()
+def export(
+    trace_id: Annotated[str, typer.Argument(metavar="ID", help="Id of a stored run, or the beginning of one.")],
+    out_file: Annotated[Path | None, typer.Option("--out", help="Where to; standard output if not given.")] = None,
+    store: StoreOption = None,
+) -> None:
+    """Write a run as trace JSON."""
+    from tracer.console import err
+
+    with _open_store(store) as runs:
+        trace = runs.load(trace_id)
+    if out_file is None:
+        sys.stdout.write(trace.to_json() + "\n")
+    else:
+        _save(trace, out_file)
+        err.print(f"wrote {out_file}")
+
+
+@app.command("import")
+def import_runs(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Trace JSON files.")],
+    on_conflict: Annotated[OnConflict, typer.Option(help="What to do with an id that is there.")] = OnConflict.ERROR,
+    store: StoreOption = None,
+) -> None:
+    """Store traces from JSON files."""
+    from tracer.console import out
+    from tracer.trace.trace import Trace
+
+    traces = [Trace.load(file) for file in files]
+    with _open_store(store) as runs:
+        for trace in traces:
+            out.print(runs.import_trace(trace, on_conflict=on_conflict.value))
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Option(help="demo, a local folder, a GGUF file or a hub id.", metavar="NAME")] = "demo",
+    port: Annotated[int | None, typer.Option(help="A free one if not given.")] = None,
+    dtype: DtypeOption = None,
+    max_model_len: Annotated[int, typer.Option(help="Tokens of a prompt and its completion together.")] = 4096,
+    idle_timeout: Annotated[float, typer.Option(help="Minutes without a request after which it ends; 0: never.")] = 0,
+    status: Annotated[bool, typer.Option("--status", help="Show running servers and do nothing else.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop every server that tracer started.")] = False,
+) -> None:
+    """Start a vLLM, or reuse the one that runs; it stays until `tracer serve --stop`."""
+    from tracer.console import err, out, stages
+    from tracer.engines import models, server, server_state
+    from tracer.engines.install import Dtype, ServeOptions
+
+    if status or stop:
+        found = server_state.status()
+        for item in found:
+            if stop:
+                server.stop(item.state)
+            state = "stopped" if stop else item.health
+            out.print(f"{item.state.url}  {item.state.model} ({item.state.dtype})  {state}", markup=False)
+        if not found:
+            err.print("no vLLM is running; `tracer serve` starts one")
+        return
+    options = ServeOptions(
+        port=port,
+        dtype=cast("Dtype | None", dtype),
+        max_model_len=max_model_len,
+        idle_timeout=idle_timeout * 60 if idle_timeout > 0 else None,
+    )
+    with stages() as progress:
+        handle = server.reuse_or_start(models.resolve(model, progress=progress), options, progress=progress)
+    out.print(f"{handle.url}  {'already running' if handle.reused else 'started'}, model {model}", markup=False)
+    err.print("stop it with `tracer serve --stop`")
+
+
+@app.command()
+def demo(
+    engine: EngineOption = "auto",
+    model: ModelOption = None,
+    port: Annotated[int, typer.Option(help="Port of the app.")] = 8501,
+    ui: Annotated[bool, typer.Option("--ui/--no-ui", help="Serve the app at the end.")] = True,
+    every: Annotated[bool, typer.Option("--all", help="All bundled tasks, not just a few of each kind.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run again what is stored already.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Run all four agents on bundled tasks, store the traces, show a summary and serve the app."""
+    from tracer.console import err, out, stop_on_signal, summary_table
+    from tracer.demo import run_demo
+
+    with _open_store(store) as runs, _engine(engine, model, None) as connected, stop_on_signal() as cancel:
+        traces = run_demo(connected, runs, every=every, fresh=fresh, cancel=cancel)
+    out.print(summary_table(traces))
+    if ui:
+        err.print("starting the app; Ctrl-C ends it, the runs stay")
+        raise typer.Exit(_serve_ui(port, store))
+
+
+@app.command("ui")
+def user_interface(
+    port: Annotated[int, typer.Option(help="Port; the next free one if it is taken.")] = 8501,
+    store: StoreOption = None,
+) -> None:
+    """Serve the app at localhost."""
+    raise typer.Exit(_serve_ui(port, store))
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Say what is installed, what works, and how to mend what does not."""
+    from rich.text import Text
+
+    from tracer.console import out
+    from tracer.doctor import examine
+
+    findings = examine(store)
+    if as_json:
+        sys.stdout.write(json.dumps([finding._asdict() for finding in findings]) + "\n")
+    else:
+        for finding in findings:
+            line = Text(
+                f"{finding.state:8}", style={"ok": "green", "missing": "yellow", "broken": "red"}[finding.state]
+            )
+            line.append(f"{finding.what}: {finding.detail}")
+            out.print(line)
+            if finding.remedy:
+                out.print(Text(f"        -> {finding.remedy}"))
+    if any(finding.state == "broken" for finding in findings):
+        raise typer.Exit(1)
+
+
+@models_app.command("list")
+def list_models() -> None:
+    """Models on this machine, and the demo model."""
+    from tracer.console import out
+    from tracer.engines import models
+
+    for entry in models.list_models():
+        size = f"{entry.size_bytes / 1e9:.2f} GB" if entry.fetched else "not fetched"
+        out.print(f"{entry.name:40} {size:>12}  {entry.source}  {entry.path or ''}", markup=False)
+
+
+@models_app.command("path")
+def model_path(name: Annotated[str, typer.Argument(help="A model's name.")]) -> None:
+    """Print the local folder of a model that is here already."""
+    from tracer.engines import models
+
+    sys.stdout.write(f"{models.resolve(name, fetch=False).path}\n")
+
+
+@models_app.command("fetch")
+def fetch_model(
+    name: Annotated[str, typer.Argument(help="A model's name.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Check every byte of what is here already.")] = False,
+) -> None:
+    """Fetch and convert a model, with progress; does nothing if it is here."""
+    from tracer.console import err, stages
+    from tracer.engines import models
+
+    with stages() as progress:
+        found = models.resolve(name, progress=progress, verify=verify)
+    err.print(f"{found.name}: {found.source}", markup=False)
+    sys.stdout.write(f"{found.path}\n")
+
+
+def main() -> None:
+    """Run the command line: exit code 0 for success, 1 for a run that failed, 2 for bad usage or input."""
+    try:
+        app()
+    except TracerError as error:
+        _complain(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _complain(CancelledError("stopped by the user"))
+        sys.exit(CancelledError.exit_code)
+    except BrokenPipeError:
+        # The reader of our output is gone; that is its business. Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _complain(error: BaseException) -> None:
+    from tracer.console import err, one_line
+
+    err.print(f"tracer: {one_line(str(error), 1000)}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _open_store(location: str | None) -> Iterator[Store]:
+    from tracer.store import Store
+
+    with Store(location) as store:
+        yield store
+
+
+@contextmanager
+def _engine(name: str, model: str | None, dtype: str | None, *, quiet: bool = False) -> Iterator[Engine]:
+    from tracer.console import err, stages
+    from tracer.engines.connect import connect
+
+    with stages() as progress:
+        connected = connect(name, model=model, dtype=dtype, progress=None if quiet else progress)
+    if not quiet:
+        err.print(f"engine: {connected.description}", markup=False)
+    try:
+        yield connected
+    finally:
+        connected.close()
+
+
+def _run_agent(work: Callable[[], Trace], out_file: Path | None) -> Trace:
+    """Run an agent; write the file even when the run fails."""
+    try:
+        trace = work()
+    except TracerError as error:
+        if error.trace is not None:
+            if out_file is not None:
+                _save(error.trace, out_file)
+            error.args = (f"{error} (what was recorded: tracer show {error.trace.id})",)
+        raise
+    if out_file is not None:
+        _save(trace, out_file)
+    return trace
+
+
+def _save(trace: Trace, path: Path) -> None:
+    try:
+        trace.save(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _documents(folder: Path) -> list[Document]:
+    from tracer.agents.tools import load_documents
+
+    return load_documents(folder)
+
+
+def _serve_ui(port: int, store: str | None) -> int:
+    from ui.serve import serve as serve_ui
+
+    return serve_ui(port, store=store)

@@ -1,0 +1,1 @@
+"""Whatever turns prompt ids into completions, and the weights it needs."""

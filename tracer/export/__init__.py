@@ -1,0 +1,1 @@
+"""Traces in forms that other programs read."""

@@ -1,0 +1,12 @@
+"""Navigation, and nothing else; started by `ui.serve`."""
+
+import streamlit as st
+
+st.set_page_config(page_title="tracer", layout="wide")
+st.navigation(
+    [
+        st.Page("app_pages/runs.py", title="Runs", default=True),
+        st.Page("app_pages/trace.py", title="Trace", url_path="trace"),
+    ],
+    position="top",
+).run()

@@ -1,0 +1,186 @@
+"""Typed access to what outlives a rerun: the store, the URL's query parameters, the session's state.
+
+A link to a step is ``/trace?run=ID&step=STEP``. Both parameters come from outside and are checked where they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, tzinfo
+from typing import Literal, NoReturn, TypeVar, cast
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import streamlit as st
+
+from tracer.store import Store, TraceFilter, TraceSummary, default_location
+from tracer.trace.trace import Step, Trace
+from ui.palette import AGENTS, STATUSES, Theme
+
+RUN = "run"
+STEP = "step"
+RUNS_PAGE = "app_pages/runs.py"
+TRACE_PAGE = "app_pages/trace.py"
+ID_CHARACTERS = 200
+
+AGENT = "filter_agent"
+MODEL = "filter_model"
+STATUS = "filter_status"
+CORRECT = "filter_correct"
+SEARCH = "filter_search"
+KINDS = "filter_kinds"
+BRANCH = "filter_branch"
+FILTERS = (AGENT, MODEL, STATUS, CORRECT, SEARCH)
+
+_RUNS_SHOWN = "runs_shown"
+_RUNS_OFFSET = "runs_offset"
+_STEPS_OFFSET = "steps_offset"
+_IMPORTED = "imported"
+_Value = TypeVar("_Value")
+
+
+def store() -> Store:
+    """The store that ``TRACER_STORE`` names, one for all sessions."""
+    return _open(str(default_location()))
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _open(location: str) -> Store:
+    return Store(location)
+
+
+def load(summary: TraceSummary) -> Trace:
+    """The trace of a summary; shared between sessions, so it must not be changed."""
+    return _load(store().where, summary.id, f"{summary.events} {summary.status} {summary.updated_at.isoformat()}")
+
+
+# A resource rather than data: cached data is pickled, and a copy for every click of a long trace is slow.
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _load(where: str, trace_id: str, version: str) -> Trace:
+    return store().load(trace_id)
+
+
+def zone() -> tzinfo:
+    """The browser's time zone, or UTC where it is not known."""
+    try:
+        return ZoneInfo(st.context.timezone or "UTC")
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return UTC
+
+
+def theme() -> Theme:
+    """Whether the person reads on a light or a dark background."""
+    return "dark" if st.context.theme.type == "dark" else "light"
+
+
+def run_id() -> str | None:
+    """The id in the URL, if it can be one; whether such a run exists is the store's to say."""
+    return _parameter(RUN)
+
+
+def step_of(trace: Trace) -> Step | None:
+    """The step that the URL names; ``None`` if it names none or one that is not in the trace."""
+    wanted = _parameter(STEP)
+    return next((step for step in trace.steps if step.id == wanted), None) if wanted else None
+
+
+def has_step() -> bool:
+    """Whether the URL names a step."""
+    return STEP in st.query_params
+
+
+def select_step(step_id: str) -> None:
+    """Put a step in the URL."""
+    st.query_params[STEP] = step_id
+
+
+def open_run(trace_id: str) -> NoReturn:
+    """Go to a run's trace."""
+    for key in (KINDS, BRANCH, _STEPS_OFFSET):
+        st.session_state.pop(key, None)
+    chosen = {RUN: trace_id}
+    step = _parameter(STEP)
+    if step is not None:
+        chosen[STEP] = step
+    st.switch_page(TRACE_PAGE, query_params=chosen)
+
+
+def run_filter() -> TraceFilter:
+    """What the filters of the runs page ask for; values that no widget offers are ignored."""
+    agent = _read(AGENT, str)
+    status = _read(STATUS, str)
+    return TraceFilter(
+        agent=agent if agent in AGENTS else None,
+        model=_read(MODEL, str) or None,
+        status=status if status in STATUSES else None,
+        correct=_read(CORRECT, bool),
+        text=(_read(SEARCH, str) or "").strip() or None,
+    )
+
+
+def clear_filters() -> None:
+    """Show all runs again, from the newest."""
+    for key in FILTERS:
+        st.session_state[key] = "" if key == SEARCH else None
+    set_runs_offset(0)
+
+
+def runs_shown() -> Sequence[str]:
+    """The ids of the rows that the browser shows, in their order."""
+    return cast(Sequence[str], st.session_state.get(_RUNS_SHOWN, ()))
+
+
+def set_runs_shown(ids: Sequence[str]) -> None:
+    """Remember which run is in which row: the list can grow between drawing a table and a click on it."""
+    st.session_state[_RUNS_SHOWN] = tuple(ids)
+
+
+def runs_offset() -> int:
+    """The number of runs before the first one on the page."""
+    return _read(_RUNS_OFFSET, int) or 0
+
+
+def set_runs_offset(offset: int) -> None:
+    """Turn to another page of runs."""
+    st.session_state[_RUNS_OFFSET] = max(0, offset)
+
+
+def steps_offset() -> int | None:
+    """The number of steps before the first one on the page, if a person turned to one."""
+    return _read(_STEPS_OFFSET, int)
+
+
+def set_steps_offset(offset: int | None) -> None:
+    """Turn to another page of steps; ``None`` follows the selected step."""
+    st.session_state[_STEPS_OFFSET] = offset
+
+
+def kinds() -> list[str]:
+    """The kinds of step to show; empty for all."""
+    chosen = _read(KINDS, list) or []
+    return [kind for kind in chosen if isinstance(kind, str)]
+
+
+def branch() -> str | None:
+    """The branch to show, if not all."""
+    return _read(BRANCH, str)
+
+
+def import_result(file_id: str) -> tuple[Literal["ok", "failed"], str] | None:
+    """What became of an uploaded file: its trace's id, or why it was refused."""
+    done = _read(_IMPORTED, dict) or {}
+    return cast("tuple[Literal['ok', 'failed'], str] | None", done.get(file_id))
+
+
+def set_import_result(file_id: str, outcome: Literal["ok", "failed"], text: str) -> None:
+    """Remember it, so that a rerun does not import the file again; only the last file's outcome is kept."""
+    st.session_state[_IMPORTED] = {file_id: (outcome, text)}
+
+
+def _read(key: str, kind: type[_Value]) -> _Value | None:
+    value = st.session_state.get(key)
+    return value if isinstance(value, kind) else None
+
+
+def _parameter(name: str) -> str | None:
+    value = st.query_params.get(name)
+    return value if value and len(value) <= ID_CHARACTERS and value.isprintable() else None
