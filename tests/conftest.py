@@ -27,7 +27,7 @@ def vllm_server(demo_model: ResolvedModel) -> Iterator[ServerHandle]:
         yield ServerHandle(state, reused=True)
         return
     if server.find_vllm() is None:
-        pytest.skip("vLLM is not installed (`make setup-vllm` installs it)")
+        pytest.skip("vLLM is not installed (`make setup` installs it)")
     with server.serve(demo_model, ServeOptions(dtype="float32", max_model_len=4096)) as handle:
         yield handle
 

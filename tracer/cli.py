@@ -102,7 +102,7 @@ def run(
     The run is kept in the store as it happens: Ctrl-C, a dead server or a killed process lose nothing recorded.
     """
     from tracer.agents.base import Budget
-    from tracer.agents.build import AgentOptions, build_agent
+    from tracer.agents.build import AgentOptions, build_agent, check_options
     from tracer.console import RunView, print_trace, stop_on_signal
 
     options = AgentOptions(
@@ -127,6 +127,7 @@ def run(
     )
     if not question.strip():
         raise InputError("the question is empty; say what the agent shall answer")
+    check_options(options)
     documents = _documents(docs) if docs is not None and agent is not AgentName.REACT else []
     with _open_store(store) as runs, _engine(engine, model, dtype, quiet=as_json) as connected:
         solver: Agent = build_agent(connected, options)

@@ -83,7 +83,7 @@ def _vllm() -> Finding:
     found = find_vllm()
     if found is None:
         return Finding(
-            "vllm", "missing", "not installed; the model runs in process, which is slower", "run `make vllm`"
+            "vllm", "missing", "not installed; the model runs in process, which is slower", "run `make setup`"
         )
     return Finding("vllm", "ok", f"{found.version} ({'CPU build' if found.cpu else 'GPU build'}), {found.python}")
 

@@ -5,8 +5,9 @@ Parameters called ``label`` end in markdown, so callers pass constants; ``tests/
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import streamlit as st
 
@@ -38,3 +39,18 @@ def failures(label: str) -> Iterator[None]:
         st.error(label)
         st.text(str(error))
         st.stop()
+
+
+def clicked_row(event: Mapping[str, Any], *, before: int | None = None) -> int | None:
+    """The row of a table that was clicked, by its marker or by any of its cells.
+
+    Args:
+        event: The table's state.
+        before: The row that was selected before; clicking its marker again leaves it selected.
+    """
+    selection = event.get("selection", {})
+    cells: Sequence[tuple[int, str]] = selection.get("cells") or ()
+    rows: Sequence[int] = selection.get("rows") or ()
+    if cells and cells[0][0] != before:
+        return cells[0][0]
+    return rows[0] if rows else before

@@ -63,6 +63,8 @@ def test_texts(text: str, value: str | None) -> None:
         ("5", "five", False),
         ("3 or 4", "3", False),
         ("1/0", "0", False),
+        ("12 * 8 / (5 - 1)", "12 * 8 / 5 - 1", False),
+        ("(1 + 2) * 3", "(1+2)*3.", True),
     ],
 )
 def test_equal_answers_have_equal_forms(one: str, other: str, same: bool) -> None:

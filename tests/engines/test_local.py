@@ -18,8 +18,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from tracer.engines import local
 from tracer.engines.base import TokenChunk
+from tracer.engines.loading import BatchedLinear
 from tracer.engines.local import LocalEngine
 from tracer.engines.models import ResolvedModel, resolve
+from tracer.engines.tokenizer import load_tokenizer
 from tracer.errors import (
     CancelledError,
     EngineUnavailableError,
@@ -29,6 +31,7 @@ from tracer.errors import (
 )
 from tracer.trace.trace import Completion, Sampling, StructuredOutput
 
+AUTO: Any = transformers.AutoModelForCausalLM
 END = 256
 VOCABULARY = 264
 """A few more logits than tokens, as real models have."""
@@ -73,14 +76,14 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|end|>"])
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")  # noqa: S106
+    wrap: Any = transformers.PreTrainedTokenizerFast
+    fast = wrap(tokenizer_object=tokenizer, eos_token="<|end|>")  # noqa: S106
     fast.save_pretrained(str(folder))
 
 
 def write_model(folder: Path, kind: str = "qwen2", *, seed: int = 0) -> ResolvedModel:
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[kind]())
-    model.save_pretrained(str(folder))
+    AUTO.from_config(CONFIGS[kind]()).save_pretrained(str(folder))
     write_tokenizer(folder)
     return ResolvedModel(kind, folder, "folder", None)
 
@@ -109,7 +112,7 @@ def without_end(engine: LocalEngine) -> LocalEngine:
 @pytest.fixture(autouse=True)
 def fresh_tokenizers() -> None:
     """Loaded tokenizers are shared; tests that change one must not meet."""
-    local.load_tokenizer.cache_clear()
+    load_tokenizer.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -123,13 +126,13 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def reference(model: ResolvedModel) -> Any:
-    return transformers.AutoModelForCausalLM.from_pretrained(str(model.path), dtype=torch.float32).eval()
+    return AUTO.from_pretrained(str(model.path), dtype=torch.float32).eval()
 
 
 def reference_logprobs(model: Any, token_ids: list[int]) -> torch.Tensor:
     """Log-probability of every token but the first, by one plain forward pass."""
     with torch.no_grad():
-        logits = model(torch.tensor([token_ids])).logits[0, :-1]
+        logits: torch.Tensor = model(torch.tensor([token_ids])).logits[0, :-1]
     return logits.log_softmax(-1).gather(-1, torch.tensor(token_ids[1:])[:, None])[:, 0]
 
 
@@ -198,7 +201,7 @@ def test_without_a_seed_calls_differ(engine: LocalEngine) -> None:
 
 def test_samples_follow_the_models_distribution(tiny_model: ResolvedModel) -> None:
     engine = LocalEngine(tiny_model, device="cpu", max_batch=1000)
-    draws = 10_000
+    draws = 4_000
     completions = engine.generate([MIDDLE], Sampling(max_tokens=1, temperature=1.3, n=draws, seed=1))[0]
     with torch.no_grad():
         expected = (reference(tiny_model)(torch.tensor([MIDDLE])).logits[0, -1] / 1.3).softmax(-1) * draws
@@ -504,9 +507,12 @@ def test_nothing_is_printed(tiny_model: ResolvedModel, capfd: pytest.CaptureFixt
 
 
 def test_running_out_of_memory_says_what_to_lower(engine: LocalEngine) -> None:
+    def allocate(_: TokenChunk) -> None:
+        torch.empty(1 << 48)
+
     # The allocator's own failure, reached from inside the call.
     with pytest.raises(EngineUnavailableError, match=r"lower max_batch \(now 16\)"):
-        engine.generate([MIDDLE], Sampling(max_tokens=2), on_tokens=lambda _: torch.empty(1 << 48) and None)
+        engine.generate([MIDDLE], Sampling(max_tokens=2), on_tokens=allocate)
     assert engine.generate([MIDDLE], Sampling(max_tokens=2))
 
 
@@ -561,10 +567,20 @@ def test_code_in_a_model_folder_is_not_run(tmp_path: Path) -> None:
 
 def test_recurrent_architectures_are_refused(tmp_path: Path) -> None:
     config = transformers.MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, state_size=4)
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(str(tmp_path))
+    AUTO.from_config(config).save_pretrained(str(tmp_path))
     write_tokenizer(tmp_path)
     with pytest.raises(ModelError, match="serve it with vLLM"):
         LocalEngine(ResolvedModel("mamba", tmp_path, "folder", None))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (3, 1), (8, 1), (1, 40), (3, 5)])
+def test_the_fast_linear_layer_equals_the_plain_one(shape: tuple[int, int], bias: bool) -> None:
+    fast = BatchedLinear(48, 33, bias=bias)
+    hidden_states = torch.randn(*shape, 48)
+    with torch.inference_mode():
+        expected = torch.nn.functional.linear(hidden_states, fast.weight, fast.bias)
+        assert torch.allclose(fast(hidden_states), expected, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -361,4 +361,4 @@ def test_real_server_leaves_nothing_when_its_owner_is_killed(demo_model: Resolve
 
 def needs_vllm() -> None:
     if server.find_vllm() is None:
-        pytest.skip("vLLM is not installed (`make setup-vllm` installs it)")
+        pytest.skip("vLLM is not installed (`make setup` installs it)")

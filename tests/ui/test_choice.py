@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 
 from tests.ui import samples
-from tracer.store import Store
+from ui import elements
+from ui.app_pages import trace as trace_page
 
 
 @pytest.mark.parametrize(
@@ -22,24 +21,21 @@ from tracer.store import Store
     ],
 )
 def test_the_clicked_step(
-    store: Store, rows: list[int], cells: list[tuple[int, str]], before: int | None, expected: int | None
+    rows: list[int], cells: list[tuple[int, str]], before: int | None, expected: int | None
 ) -> None:
-    page = importlib.import_module("ui.app_pages.trace")
-    assert page.chosen_row({"selection": {"rows": rows, "cells": cells}}, before=before) == expected
+    assert elements.clicked_row({"selection": {"rows": rows, "cells": cells}}, before=before) == expected
 
 
 @pytest.mark.parametrize(
     ("trace_id", "expected"),
     [("20250101-abc", "20250101-abc.json"), ("../../etc/passwd", "etc_passwd.json"), ("\u202e<>", "trace.json")],
 )
-def test_downloads_have_harmless_names(store: Store, trace_id: str, expected: str) -> None:
-    page = importlib.import_module("ui.app_pages.trace")
-    assert page.file_name(trace_id) == expected
+def test_downloads_have_harmless_names(trace_id: str, expected: str) -> None:
+    assert trace_page.file_name(trace_id) == expected
 
 
-def test_filters_keep_the_numbers_of_steps(store: Store) -> None:
-    page = importlib.import_module("ui.app_pages.trace")
+def test_filters_keep_the_numbers_of_steps() -> None:
     trace = samples.cot_sc()
-    shown = page.visible(trace, kinds=["answer"], branch=None)
+    shown = trace_page.visible(trace, kinds=["answer"], branch=None)
     assert [trace.steps[number - 1].id for number, _ in shown] == [step.id for _, step in shown]
     assert {step.kind for _, step in shown} == {"answer"}

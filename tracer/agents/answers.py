@@ -63,6 +63,9 @@ def normalise(answer: str) -> str:
     if number is not None:
         return str(number)
     text = unicodedata.normalize("NFKC", answer).casefold()
+    if not any(map(str.isalpha, text)):
+        # An expression: its signs and brackets are what it says.
+        return "".join(text.split()).strip(".,;!?")
     text = "".join(" " if character in string.punctuation else character for character in text)
     return " ".join(_ARTICLES.sub(" ", text).split())
 

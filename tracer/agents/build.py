@@ -10,6 +10,7 @@ from typing import Any, cast
 from tracer.agents.base import Agent, Budget
 from tracer.agents.cot import ChainOfThought, Shots
 from tracer.agents.react import ReAct, Style
+from tracer.agents.scripted import ScriptedEngine
 from tracer.agents.self_consistency import SelfConsistency, Vote
 from tracer.agents.tools import bundled
 from tracer.agents.tree_of_thoughts import Evaluate, Generate, Search, TreeOfThoughts, TreeSettings
@@ -63,6 +64,11 @@ def build_agent(engine: Engine, options: AgentOptions) -> Agent:
     if options.n is not None and options.n < 1:
         raise InputError(f"-n is {options.n}; it must be at least 1")
     return builders[options.kind](engine, options)
+
+
+def check_options(options: AgentOptions) -> None:
+    """Raise what `build_agent` would raise, before an engine is at hand; starting one can take a minute."""
+    build_agent(ScriptedEngine([]), options)
 
 
 def _cot(engine: Engine, options: AgentOptions) -> Agent:

@@ -252,9 +252,11 @@ def lines(text: str) -> list[tuple[str, int, int]]:
 
 
 def _is_game24(question: str) -> bool:
-    """Four bare numbers, or a text that speaks of the Game of 24."""
-    bare = not re.search(r"[^\W\d_]", question) and len(re.findall(r"\d+", question)) == 4
-    return bare or "game of 24" in question.casefold()
+    """Four bare numbers, or a text that asks to make 24."""
+    numbers = re.findall(r"\d+", question)
+    bare = not re.search(r"[^\W\d_]", question) and len(numbers) == 4
+    asked = re.search(r"\b(?:game of|mak(?:e|es|ing)|equals?|gives?|get)\s+24\b", question, re.IGNORECASE)
+    return bare or (asked is not None and len(numbers) >= 5)
 
 
 def _exact(number: str) -> Fraction:

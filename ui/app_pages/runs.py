@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, cast
 
 import streamlit as st
@@ -30,14 +30,6 @@ COLUMNS = {
     "tokens": st.column_config.NumberColumn("tokens", width=75, format="localized"),
     "seconds": st.column_config.NumberColumn("seconds", width=75, format="%.1f"),
 }
-
-
-def clicked_row(event: Mapping[str, Any] | None) -> int | None:
-    """The row that a person clicked, by its marker or by any of its cells."""
-    selection = (event or {}).get("selection", {})
-    cells: Sequence[tuple[int, str]] = selection.get("cells") or ()
-    rows: Sequence[int] = selection.get("rows") or ()
-    return cells[0][0] if cells else rows[0] if rows else None
 
 
 def main() -> None:
@@ -142,7 +134,7 @@ def _table(polling: bool) -> None:
         selection_mode=["single-row", "single-cell"],
         alt="Runs, newest first",
     )
-    row = clicked_row(cast("Mapping[str, Any]", event))
+    row = elements.clicked_row(cast("Mapping[str, Any]", event))
     ids = state.runs_shown()
     if row is not None and row < len(ids):
         state.open_run(ids[row])
@@ -193,4 +185,5 @@ def store_upload(file_id: str, content: bytes, *, copy: bool) -> None:
         state.set_import_result(file_id, "ok", done)
 
 
-main()
+if __name__ == "__main__":
+    main()

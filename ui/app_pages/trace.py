@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import streamlit as st
 
@@ -208,18 +207,8 @@ def _pager(offset: int, shown: int, *, total: int) -> None:
     on.button("Later", on_click=turn, args=(offset + PAGE_SIZE,), disabled=last, width="stretch")
 
 
-def chosen_row(event: Mapping[str, Any], *, before: int | None) -> int | None:
-    """The row that was clicked; clicking the marker of the selected row again leaves it selected."""
-    selection = event.get("selection", {})
-    cells: Sequence[tuple[int, str]] = selection.get("cells") or ()
-    rows: Sequence[int] = selection.get("rows") or ()
-    if cells and cells[0][0] != before:
-        return cells[0][0]
-    return rows[0] if rows else before
-
-
 def _choose(key: str, step_ids: Sequence[str], before: int | None) -> None:
-    row = chosen_row(st.session_state[key], before=before)
+    row = elements.clicked_row(st.session_state[key], before=before)
     if row is not None and row < len(step_ids):
         state.select_step(step_ids[row])
 
@@ -314,4 +303,5 @@ def _call(call: Call) -> None:
         st.json(call.sampling.model_dump())
 
 
-main()
+if __name__ == "__main__":
+    main()
