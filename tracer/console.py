@@ -95,9 +95,10 @@ class StageProgress:
             self.stop()
             self._stage, self._shown = stage, widget
             self._task = widget.add_task(one_line(stage, 100), total=total)
-            widget.start()
-            if not err.is_terminal:
-                err.print(Text(one_line(stage, 200)))
+            if err.is_terminal:
+                widget.start()
+            else:
+                err.print(Text(one_line(stage, 200)), soft_wrap=True)
         widget.update(self._task, total=total, completed=getattr(progress, "done", 0))
 
     def stop(self) -> None:

@@ -196,6 +196,14 @@ def test_native_tool_calls() -> None:
     assert engine.prompt_texts()[1][0].endswith("\n7\n\n")
 
 
+def test_words_of_the_schema_among_the_arguments_are_ignored_and_counted() -> None:
+    call = '{"name": "calculator", "arguments": {"expression": "3+4", "type": "object"}}'
+    engine = ScriptedEngine([call, "The answer is 7."])
+    trace = ReAct(engine, tools=bundled(["calculator"]), style="native").run("What is 3 + 4?")
+    assert [step.text for step in trace.steps if step.kind == "observation"] == ["7"]
+    assert trace.outcome.details["ignored_arguments"] == 1
+
+
 def test_a_broken_native_call_is_asked_for_once_more_under_a_schema() -> None:
     fixed = '{"name": "calculator", "arguments": {"expression": "3+4"}}'
     engine = ScriptedEngine(['<tool_call>{"name": "calculator", "arguments": {', fixed, "7"])

@@ -27,7 +27,7 @@ def player(judge: Callable[[str], str]) -> Callable[[str], str]:
         text = prompt.rstrip()
         left = re.findall(r"Numbers: ([\d ]+)", text)[-1].strip() if "Numbers: " in text else ""
         if text.endswith("Possible next steps:"):
-            return PROPOSALS.get(left, "nothing comes to mind")
+            return PROPOSALS.get(left, "nothing comes to mind") + "\nNumbers: 1"
         if text.endswith("Answer:"):
             return " (6 - 4) * (4 + 8) = 24" if "2 * 12 = 24" in text.split("Input:")[-1] else " no idea"
         return judge(left)
@@ -174,7 +174,7 @@ def test_unreadable_judgements_are_counted() -> None:
         ("6 x 4 = 24 (left: 24)", "4 6", None),
         ("4 / 0 = 0 (left: 0)", "0 4", "not a possible operation"),
         ("5 + 8 = 13 (left: 4 6 13)", "4 4 6 8", "uses 5, which is not left"),
-        ("4 + 4 = 8 (left: 6 8)", "4 4 6 8", "leaves 6 8 8, not 6 8"),
+        ("4 + 4 = 8 (left: 6 8)", "4 4 6 8", None),
         ("8 + 8 = 16 (left: 4 16)", "4 8", "uses 8, which is not left"),
     ],
 )
@@ -184,6 +184,15 @@ def test_operations_are_checked_exactly(line: str, left: str, error: str | None)
     problem.numbers = left.split()
     (candidate,) = problem.parse_thoughts(problem.root(Step(id="s1", kind="question", text=left)), line)
     assert candidate.error == error
+
+
+def test_a_wrong_list_of_what_is_left_is_corrected() -> None:
+    problem = load_problem("game24", "4 4 6 8")
+    root = problem.root(Step(id="s1", kind="question", text="4 4 6 8"))
+    (candidate,) = problem.parse_thoughts(root, "4 * 6 = 24 (left: 4 6)")
+    assert (candidate.text, candidate.corrected) == ("4 * 6 = 24 (left: 4 6)", "4 * 6 = 24 (left: 4 8 24)")
+    state = root.extend(Step(id="s2", kind="thought", text=candidate.text), candidate)
+    assert problem.key(state) == "24 4 8"
 
 
 def test_list_markers_are_left_out() -> None:

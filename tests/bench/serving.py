@@ -25,7 +25,7 @@ from tracer.tasks import documents_folder, load_tasks
 from tracer.trace.recorder import Recorder
 from tracer.trace.trace import AgentInfo, Call, Task, Trace
 
-PAIRS = 5
+PAIRS = 3
 
 
 def measure() -> Iterator[Row]:
@@ -78,7 +78,7 @@ def paired(engine: VllmEngine, work: Callable[[], Trace]) -> list[float]:
 def recording_overhead(engine: VllmEngine, store: Store) -> Row:
     """A greedy chain of thought, recorded in a store, over its bare requests."""
     task = load_tasks("word")[0]
-    agent = ChainOfThought(engine, max_tokens=128)
+    agent = ChainOfThought(engine, max_tokens=64)
     ratios = paired(engine, lambda: agent.run(task.question, store=store))
     return median_row(
         "recording overhead: CoT over its bare requests", ratios, goal=1.05, unit="x", note="pairs, same vLLM, fp32"
@@ -88,7 +88,7 @@ def recording_overhead(engine: VllmEngine, store: Store) -> Row:
 def self_consistency(engine: VllmEngine, store: Store) -> Row:
     """Sixteen chains, recorded and voted on, over one bare request with n=16."""
     task = load_tasks("word")[1]
-    agent = SelfConsistency(engine, n=16, max_tokens=128)
+    agent = SelfConsistency(engine, n=16, max_tokens=64)
     ratios = paired(engine, lambda: agent.run(task.question, store=store))
     return median_row("CoT-SC n=16 over one bare request with n=16", ratios, goal=1.15, unit="x", note="pairs, fp32")
 

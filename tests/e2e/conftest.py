@@ -25,7 +25,7 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
 ]
-SECONDS = 30
+SECONDS = 60
 """How long anything may take before a test gives up; a busy machine starts Chromium slowly."""
 
 

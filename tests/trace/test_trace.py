@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from pydantic import JsonValue
 
 from tracer.errors import TraceFormatError, UnknownNameError
 from tracer.trace.schema import SCHEMA_FILE, json_schema
@@ -158,15 +159,19 @@ def test_files(tmp_path: Path) -> None:
 
 def test_graph_has_steps_and_kinds_of_edges() -> None:
     graph = small_trace().graph()
-    assert dict(graph.nodes(data="kind")) == {"s1": "question", "s2": "answer"}
-    assert [(a, b, kind) for a, b, kind in graph.edges(data="kind")] == [("s1", "s2", "next")]
+    assert {node: data["kind"] for node, data in graph.nodes(data=True)} == {"s1": "question", "s2": "answer"}
+    assert [(a, b, data["kind"]) for a, b, data in graph.edges(data=True)] == [("s1", "s2", "next")]
 
 
 def test_graph_adds_influence_summed_over_the_sources_of_a_step() -> None:
     trace = small_trace()
-    sources = [{"id": "a", "step_id": "s1"}, {"id": "b", "step_id": "s1"}, {"id": "c", "step_id": None}]
+    sources: list[JsonValue] = [
+        {"id": "a", "step_id": "s1"},
+        {"id": "b", "step_id": "s1"},
+        {"id": "c", "step_id": None},
+    ]
     trace.explanations = [
-        {"method": "grad", "targets": ["s2"], "sources": [*sources], "values": [[0.25, -1.0, 5.0]]},
+        {"method": "grad", "targets": ["s2"], "sources": sources, "values": [[0.25, -1.0, 5.0]]},
     ]
     edges = [data for *_, data in trace.graph(influence="grad").edges(data=True) if data["kind"] == "influences"]
     assert edges == [{"kind": "influences", "method": "grad", "weight": -0.75}]

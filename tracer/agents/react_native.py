@@ -67,11 +67,22 @@ class NativeDialogue(Dialogue):
         steps: list[Step] = []
         if reply.text[: parsed.start].strip():
             steps.append(self._record(reply, 0, parsed.start, "thought"))
-        arguments = parsed.action.arguments
-        data: dict[str, JsonValue] = {"call": {"name": parsed.action.tool, "arguments": arguments}}
+        action = self._without_strays(parsed.action)
+        arguments = action.arguments
+        data: dict[str, JsonValue] = {"call": {"name": action.tool, "arguments": arguments}}
         steps.append(self._record(reply, parsed.start, parsed.end, "action", data=data))
         self._unanswered = (reply, steps)
-        return parsed.action, steps[-1]
+        return action, steps[-1]
+
+    def _without_strays(self, action: Action) -> Action:
+        """Leave out arguments that the tool does not have: small models copy words of the schema into their calls."""
+        functions = [spec["function"] for spec in self.specs if spec["function"]["name"] == action.tool]
+        if not functions or not isinstance(action.arguments, dict):
+            return action
+        known = functions[0]["parameters"].get("properties", {})
+        kept = {name: value for name, value in action.arguments.items() if name in known}
+        self.run.count("ignored_arguments", len(action.arguments) - len(kept))
+        return Action(action.tool, kept)
 
     def observe(self, result: ToolResult, action: Step | None) -> None:
         """Append the model's turn by ids, and the result as the template writes it."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
@@ -25,6 +26,8 @@ class Candidate:
     end: int
     error: str | None = None
     """Why it cannot be used."""
+    corrected: str | None = None
+    """What the search goes on with where the model got a derived part of it wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class State:
 
     def extend(self, step: Step, candidate: Candidate) -> State:
         """The state after one more thought."""
-        return State(self.question, (*self.thoughts, step), (*self.texts, candidate.text))
+        return State(self.question, (*self.thoughts, step), (*self.texts, candidate.corrected or candidate.text))
 
 
 class Problem:
@@ -164,38 +167,36 @@ class Game24(Problem):
         return self.is_leaf(state) and self.left(state) == "24"
 
     def parse_thoughts(self, state: State, text: str) -> list[Candidate]:
-        """The operations in a reply; one that is malformed or does not add up is kept with its error."""
-        available = self.left(state).split()
-        result: list[Candidate] = []
-        for line, start, end in lines(text):
-            result.append(Candidate(line, start, end, self._check(line, available)))
-        return result
+        """The operations in a reply.
 
-    def _check(self, line: str, available: Sequence[str]) -> str | None:
+        One that is malformed or does not add up is kept with its error. Where only the list of what is left is wrong,
+        which follows from the operation, the search goes on with the right one.
+        """
+        available = self.left(state).split()
+        return [self._candidate(line, start, end, available) for line, start, end in lines(text)]
+
+    def _candidate(self, line: str, start: int, end: int, available: Sequence[str]) -> Candidate:
         match = self._THOUGHT.match(line)
         if match is None:
-            return "not of the form 'a + b = c (left: ...)'"
-        numbers = sorted(map(_exact, available))
-        try:
-            a, b, c = (_exact(match.group(name)) for name in "abc")
-            left = sorted(map(_exact, match.group("left").replace(",", " ").split()))
-            operation = match.group("op")
-            result = {"+": a + b, "-": a - b}.get(operation)
-            if operation in "*x×":  # noqa: RUF001
-                result = a * b
-            elif operation in "/÷":
-                result = a / b
-        except (ValueError, ZeroDivisionError):
-            return "not a possible operation"
+            return Candidate(line, start, end, "not of the form 'a + b = c (left: ...)'")
+        numbers = list(available)
+        operation, a, b, c = (match.group(name) for name in ("op", "a", "b", "c"))
         for used in (a, b):
-            if used not in numbers:
-                return f"uses {used}, which is not left"
-            numbers.remove(used)
-        if result != c:
-            return f"{match.group('a')} {operation} {match.group('b')} is {result}, not {match.group('c')}"
-        if sorted([*numbers, c]) != left:
-            return f"leaves {' '.join(map(str, sorted([*numbers, c])))}, not {match.group('left')}"
-        return None
+            same = next((number for number in numbers if Fraction(number) == Fraction(used)), None)
+            if same is None:
+                return Candidate(line, start, end, f"uses {used}, which is not left")
+            numbers.remove(same)
+        try:
+            result = _OPERATIONS[operation.casefold()](Fraction(a), Fraction(b))
+            stated = sorted(map(Fraction, match.group("left").replace(",", " ").split()))
+        except (ValueError, ZeroDivisionError):
+            return Candidate(line, start, end, "not a possible operation")
+        if result != Fraction(c):
+            return Candidate(line, start, end, f"{a} {operation} {b} is {result}, not {c}")
+        left = [*numbers, c]
+        if sorted(map(Fraction, left)) != stated:
+            return Candidate(line, start, end, corrected=f"{a} {operation} {b} = {c} (left: {' '.join(left)})")
+        return Candidate(line, start, end)
 
     def grade(self, answer: str | None) -> bool:
         """Whether an expression makes 24 of exactly these numbers."""
@@ -210,6 +211,13 @@ class Game24(Problem):
                 return " ".join(expression.split())
         return None
 
+
+_OPERATIONS: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    **dict.fromkeys("*x×", operator.mul),  # noqa: RUF001
+    **dict.fromkeys("/÷", operator.truediv),
+}
 
 _PROBLEMS: dict[str, tuple[type[Problem], str]] = {"text": (Problem, "tot-text"), "game24": (Game24, "tot-game24")}
 
@@ -257,7 +265,3 @@ def _is_game24(question: str) -> bool:
     bare = not re.search(r"[^\W\d_]", question) and len(numbers) == 4
     asked = re.search(r"\b(?:game of|mak(?:e|es|ing)|equals?|gives?|get)\s+24\b", question, re.IGNORECASE)
     return bare or (asked is not None and len(numbers) >= 5)
-
-
-def _exact(number: str) -> Fraction:
-    return Fraction(number)

@@ -214,9 +214,8 @@ class _TreeSearch:
             temperature=settings.temperature,
             seed=settings.seed,
             n=1 if settings.generate == "propose" else settings.samples,
+            stop=self._stop(settings.generate),
         )
-        if settings.generate == "sample":
-            sampling = sampling.model_copy(update={"stop": ["\n"]})
         prompts = [self._prompt(settings.generate, node.state) for node in nodes]
         children: list[Node] = []
         for node, replies in zip(nodes, self.run.complete(prompts, sampling), strict=True):
@@ -226,9 +225,11 @@ class _TreeSearch:
 
     def _children(self, node: Node, reply: Reply) -> list[Node]:
         children: list[Node] = []
-        for candidate in self.problem.parse_thoughts(node.state, reply.text):
+        for candidate in self.problem.parse_thoughts(node.state, reply.text[: reply.stop_position]):
             if candidate.error:
                 self.run.count("parse_failures")
+            if candidate.corrected:
+                self.run.count("corrected_thoughts")
             branch = f"{node.branch}.{len(node.children) + 1}" if node.branch else str(len(node.children) + 1)
             step = self._record_thought(node, reply, candidate, branch)
             child = Node(node.state.extend(step, candidate), step, branch)
@@ -252,6 +253,7 @@ class _TreeSearch:
             start=span.start,
             end=span.end,
             error=candidate.error,
+            data={"corrected": candidate.corrected} if candidate.corrected else None,
         )
 
     def _judge(self, nodes: Sequence[Node]) -> None:
@@ -352,6 +354,11 @@ class _TreeSearch:
                 data={"value": answer},
             )
         return answers
+
+    def _stop(self, template: str) -> list[str]:
+        """Where a reply ends besides the end of the turn, if the prompt file says so."""
+        stop = self.problem.prompt.templates.get(f"{template}_stop")
+        return [stop] if stop else []
 
     def _prompt(self, template: str, state: State, *, choices: Sequence[State] = ()) -> Rendered:
         """A prompt about a state; thoughts in it are labelled with their steps."""

@@ -11,13 +11,16 @@ import hashlib
 import json
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from tracer.engines.base import LOGPROB_FLOOR
 from tracer.errors import EngineResponseError, InputError
-from tracer.trace.trace import Sampling, StructuredOutput
+from tracer.trace.trace import FinishReason, Sampling, StructuredOutput
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -265,3 +268,51 @@ class RowConstraint:
     def finished(self) -> bool:
         """Whether nothing can follow but an end-of-sequence token."""
         return bool(self._matcher.is_stopped())
+
+
+@dataclass(slots=True)
+class Row:
+    """One completion that is being written.
+
+    ``prompt`` and ``sample`` are its position in the request. ``text`` may be absent where nobody reads the text.
+    """
+
+    prompt: int
+    sample: int
+    prompt_ids: NDArray[np.int64]
+    generator: torch.Generator
+    stop: StopMatcher
+    text: TokenText | None
+    constraint: RowConstraint | None
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_reason: str | None = None
+
+    @property
+    def next_input(self) -> int:
+        """The token that the model has not seen yet."""
+        return self.token_ids[-1] if self.token_ids else int(self.prompt_ids[-1])
+
+    @property
+    def seen(self) -> NDArray[np.int64]:
+        """All tokens that the model has seen: everything but the last."""
+        token_ids: NDArray[np.int64] = np.concatenate([self.prompt_ids, np.asarray(self.token_ids, dtype=np.int64)])
+        return token_ids[:-1]
+
+    def push(self, token_id: int, logprob: float, *, max_tokens: int, eos: frozenset[int]) -> str:
+        """Take in the next token, which may end the completion; returns the text that it adds."""
+        self.token_ids.append(token_id)
+        self.logprobs.append(max(logprob, LOGPROB_FLOOR))
+        text = self.text.push(token_id) if self.text else ""
+        if self.constraint:
+            self.constraint.push(token_id)
+        if token_id in eos:
+            self.finish_reason = "stop"
+        elif stop := self.stop.push(text):
+            self.finish_reason, self.stop_reason = "stop", stop
+        elif not eos and self.constraint and self.constraint.finished:
+            self.finish_reason = "stop"
+        elif len(self.token_ids) >= max_tokens:
+            self.finish_reason = "length"
+        return text

@@ -74,9 +74,8 @@ class BatchedLinear(torch.nn.Linear):
         return output
 
 
-_ONEDNN_LINEAR: Any = (
-    getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-)
+# None in builds of torch without oneDNN.
+_ONEDNN_LINEAR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
 def layer_count(config: PreTrainedConfig) -> int:

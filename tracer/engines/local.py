@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from tracer.engines.base import LOGPROB_FLOOR, OnTokens, TokenChunk, check_request, check_score
 from tracer.engines.decoding import (
     Grammar,
-    RowConstraint,
+    Row,
     StopMatcher,
     TokenText,
     choose,
@@ -33,7 +32,7 @@ from tracer.engines.kv_cache import Batch, Prefix, PrefixStore
 from tracer.engines.loading import DTYPES, context_length_of, layer_count, load_weights, out_of_memory
 from tracer.engines.tokenizer import ChatTokenizer, load_tokenizer
 from tracer.errors import CancelledError, EngineUnavailableError, InputError
-from tracer.trace.trace import Completion, FinishReason, ModelInfo, Sampling
+from tracer.trace.trace import Completion, ModelInfo, Sampling
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -45,51 +44,6 @@ _PREFILL_TOKENS = 512
 _LOGIT_ELEMENTS = 1 << 26
 """Logits that scoring holds at once: 256 MiB in float32."""
 _EMPTY = Prefix(np.empty(0, dtype=np.int64), ())
-
-
-@dataclass(slots=True)
-class _Row:
-    """One completion that is being written."""
-
-    prompt: int
-    sample: int
-    prompt_ids: NDArray[np.int64]
-    generator: torch.Generator
-    stop: StopMatcher
-    text: TokenText | None
-    constraint: RowConstraint | None
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    stop_reason: str | None = None
-
-    @property
-    def next_input(self) -> int:
-        """The token that the model has not seen yet."""
-        return self.token_ids[-1] if self.token_ids else int(self.prompt_ids[-1])
-
-    @property
-    def seen(self) -> NDArray[np.int64]:
-        """All tokens that the model has seen: everything but the last."""
-        token_ids: NDArray[np.int64] = np.concatenate([self.prompt_ids, np.asarray(self.token_ids, dtype=np.int64)])
-        return token_ids[:-1]
-
-    def push(self, token_id: int, logprob: float, *, max_tokens: int, eos: frozenset[int]) -> str:
-        """Take in the next token; returns the text that it adds."""
-        self.token_ids.append(token_id)
-        self.logprobs.append(max(logprob, LOGPROB_FLOOR))
-        text = self.text.push(token_id) if self.text else ""
-        if self.constraint:
-            self.constraint.push(token_id)
-        if token_id in eos:
-            self.finish_reason = "stop"
-        elif stop := self.stop.push(text):
-            self.finish_reason, self.stop_reason = "stop", stop
-        elif not eos and self.constraint and self.constraint.finished:
-            self.finish_reason = "stop"
-        elif len(self.token_ids) >= max_tokens:
-            self.finish_reason = "length"
-        return text
 
 
 class LocalEngine:
@@ -233,14 +187,14 @@ class LocalEngine:
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _rows(self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, streaming: bool) -> list[_Row]:
+    def _rows(self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, streaming: bool) -> list[Row]:
         seed = fresh_seed() if sampling.seed is None else sampling.seed
         grammar = Grammar(sampling.structured, self._grammar_vocabulary()) if sampling.structured else None
         rows = []
         for index, prompt in enumerate(prompts):
             prompt_ids = np.asarray(prompt, dtype=np.int64)
             for sample in range(sampling.n):
-                row = _Row(
+                row = Row(
                     prompt=index,
                     sample=sample,
                     prompt_ids=prompt_ids,
@@ -253,7 +207,7 @@ class LocalEngine:
         return rows
 
     def _decode(
-        self, rows: list[_Row], sampling: Sampling, on_tokens: OnTokens | None, cancel: threading.Event | None
+        self, rows: list[Row], sampling: Sampling, on_tokens: OnTokens | None, cancel: threading.Event | None
     ) -> None:
         prefixes = self._prefill([row.prompt_ids for row in rows], cancel)
         batch = Batch(prefixes, layers=self._layers, room=min(sampling.max_tokens, _PREFILL_TOKENS))
@@ -273,7 +227,7 @@ class LocalEngine:
                     on_tokens(TokenChunk(row.prompt, row.sample, (token_id,), text))
             active = self._drop_finished(batch, active)
 
-    def _drop_finished(self, batch: Batch, rows: list[_Row]) -> list[_Row]:
+    def _drop_finished(self, batch: Batch, rows: list[Row]) -> list[Row]:
         """Take finished rows out of the batch, keeping what they computed for a prompt that continues them."""
         going = [index for index, row in enumerate(rows) if row.finish_reason is None]
         if len(going) == len(rows):
@@ -351,7 +305,7 @@ class LocalEngine:
             active = still
         return result
 
-    def _completion(self, row: _Row) -> Completion:
+    def _completion(self, row: Row) -> Completion:
         return Completion(
             token_ids=row.token_ids,
             logprobs=row.logprobs,
