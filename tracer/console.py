@@ -104,7 +104,8 @@ class StageProgress:
     def stop(self) -> None:
         """Take the bar away."""
         if self._shown is not None:
-            self._shown.stop()
+            if err.is_terminal:
+                self._shown.stop()
             for task in list(self._shown.task_ids):
                 self._shown.remove_task(task)
             self._shown = None

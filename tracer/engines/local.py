@@ -200,7 +200,7 @@ class LocalEngine:
                     prompt_ids=prompt_ids,
                     generator=row_generator(seed, index, sample),
                     stop=StopMatcher(sampling.stop),
-                    text=TokenText(self._tokenizer._backend) if streaming or sampling.stop else None,
+                    text=TokenText(self._tokenizer.backend) if streaming or sampling.stop else None,
                     constraint=grammar.row() if grammar else None,
                 )
                 rows.append(row)
@@ -318,7 +318,7 @@ class LocalEngine:
         with self._lock:
             if self._grammar_tokenizer is None:
                 self._grammar_tokenizer = grammar_tokenizer(
-                    self._tokenizer._backend, self._vocabulary, sorted(self._tokenizer.eos_token_ids)
+                    self._tokenizer.backend, self._vocabulary, sorted(self._tokenizer.eos_token_ids)
                 )
             return self._grammar_tokenizer
 

@@ -7,10 +7,13 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tracer.errors import InputError, ModelError
 from tracer.trace.segments import Decoded, Encoded
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
 
 
 class ChatTokenizer:
@@ -34,7 +37,7 @@ class ChatTokenizer:
         except (OSError, ValueError) as error:
             raise ModelError(f"no usable tokenizer in {folder}: {_first_line(error)}") from None
         self._tokenizer = loaded
-        self._backend = loaded.backend_tokenizer
+        self._backend: Backend = loaded.backend_tokenizer
         self._special = {
             token.content: token_id for token_id, token in loaded.added_tokens_decoder.items() if token.special
         }
@@ -42,6 +45,11 @@ class ChatTokenizer:
         contents = sorted(self._special, key=len, reverse=True)
         self._special_pattern = re.compile("|".join(map(re.escape, contents))) if contents else None
         self._eos = frozenset(_eos_ids(folder, loaded.eos_token_id))
+
+    @property
+    def backend(self) -> Backend:
+        """The tokenizer of the ``tokenizers`` library, for decoding streams and grammars."""
+        return self._backend
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -103,9 +111,9 @@ class ChatTokenizer:
         """A copy of the tokenizer that reads control tokens as text; apart, since the switch is shared state."""
         backend = getattr(self, "_literal", None)
         if backend is None:
-            from tokenizers import Tokenizer as Backend
+            from tokenizers import Tokenizer
 
-            backend = Backend.from_str(self._backend.to_str())
+            backend = Tokenizer.from_str(self._backend.to_str())
             backend.encode_special_tokens = True
             self._literal = backend
         return backend
