@@ -14,8 +14,9 @@ from platformdirs import user_cache_dir
 
 from tests.bench.report import Row, median_row
 from tests.bench.seed_store import seed_store, time_listings
-from tracer.engines import fetch, models
+from tracer.engines import models
 from tracer.engines.local import LocalEngine
+from tracer.engines.weights import fetch
 from tracer.tasks import load_tasks
 from tracer.trace.segments import Message, Piece, render_chat
 from tracer.trace.trace import Sampling

@@ -14,7 +14,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import quantize
 from numpy.typing import NDArray
 
-from tracer.engines.cache import cache_dir
+from tracer.engines.weights.cache import cache_dir
 
 Kind = GGMLQuantizationType
 WriteGguf = Callable[..., Path]

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from tracer.engines import models
-from tracer.engines.cache import MANIFEST, Progress
-from tracer.engines.fetch import DEMO
 from tracer.engines.models import ResolvedModel, list_models, resolve, verify
+from tracer.engines.weights.cache import MANIFEST, Progress
+from tracer.engines.weights.fetch import DEMO
 from tracer.errors import InputError, ModelError, UnknownNameError
 
 WriteGguf = Callable[..., Path]

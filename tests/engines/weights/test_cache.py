@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tracer.engines import cache, models
-from tracer.engines.cache import Progress
+from tracer.engines import models
 from tracer.engines.models import resolve, verify
+from tracer.engines.weights import cache
+from tracer.engines.weights.cache import Progress
 from tracer.errors import ModelError
 
 Leftovers = Callable[[], set[str]]
@@ -119,7 +120,7 @@ def test_an_interrupt_leaves_nothing_behind(tiny_gguf: Path, leftovers: Leftover
 def test_who_waits_for_another_process_is_told(tmp_path: Path) -> None:
     target = tmp_path / "cache" / "models" / "x"
     code = (
-        "import sys\nfrom pathlib import Path\nfrom tracer.engines.cache import locked\n"
+        "import sys\nfrom pathlib import Path\nfrom tracer.engines.weights.cache import locked\n"
         "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.readline()"
     )
     holder = subprocess.Popen(

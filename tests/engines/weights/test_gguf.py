@@ -17,10 +17,10 @@ from gguf.quants import dequantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracer.engines.cache import Progress
-from tracer.engines.convert import convert
-from tracer.engines.dequantise import DECODERS, to_bfloat16_bits, to_float32
-from tracer.engines.gguf import GgufFile
+from tracer.engines.weights.cache import Progress
+from tracer.engines.weights.convert import convert
+from tracer.engines.weights.dequantise import DECODERS, to_bfloat16_bits, to_float32
+from tracer.engines.weights.gguf import GgufFile
 from tracer.errors import ModelError
 
 Kind = GGMLQuantizationType

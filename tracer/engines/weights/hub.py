@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import Any, Final
 
-from tracer.engines.cache import ProgressCallback, disk_error, report
+from tracer.engines.weights.cache import ProgressCallback, disk_error, report
 from tracer.errors import InputError, ModelError
 
 _HUB_PATTERNS: Final = [

@@ -21,9 +21,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from tracer.engines.cache import ProgressCallback, report
-from tracer.engines.dequantise import to_bfloat16_bits, to_float32
-from tracer.engines.gguf import GgufFile, GgufTensor
+from tracer.engines.weights.cache import ProgressCallback, report
+from tracer.engines.weights.dequantise import to_bfloat16_bits, to_float32
+from tracer.engines.weights.gguf import GgufFile, GgufTensor
 from tracer.errors import ModelError
 
 WEIGHTS: Final = "model.safetensors"
