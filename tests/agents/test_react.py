@@ -221,6 +221,12 @@ def test_native_answers_are_forced_at_the_budget() -> None:
     assert (trace.outcome.answer, trace.outcome.details["ended_by"]) == ("7", "step_budget")
 
 
+def test_a_call_in_place_of_a_forced_answer_is_no_answer() -> None:
+    engine = ScriptedEngine([CALL, CALL])
+    trace = ReAct(engine, tools=bundled(["calculator"]), style="native", budget=Budget(steps=1)).run("3 + 4?")
+    assert trace.outcome.answer is None
+
+
 @pytest.mark.parametrize(
     ("text", "tool_name", "arguments"),
     [

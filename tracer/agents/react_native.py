@@ -113,7 +113,9 @@ class NativeDialogue(Dialogue):
     def _finish(self, reply: Reply, *, lead: str = "") -> None:
         text = f"{lead}{reply.text.strip()}"
         found = extract_answer(text)
-        self.answer = found.value if found else text.strip() or None
+        # Made to answer, a small model may write yet another call: that is no answer.
+        calls = bool(lead) and parse_tool_call(reply.text) is not None
+        self.answer = None if calls else found.value if found else text.strip() or None
         self._record(reply, 0, len(reply.text), "answer", data={"forced": True} if lead else None)
 
     def _record(
