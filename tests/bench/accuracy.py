@@ -31,12 +31,10 @@ def measure() -> Iterator[Row]:
     engine = connect("vllm", model="demo", dtype="float32")
     cot = ChainOfThought(engine, max_tokens=320, answer_type="number")
     yield from _gsm8k("CoT zero-shot", lambda question: cot.run(question), chains=1)
-    few = ChainOfThought(engine, shots="few", max_tokens=320, answer_type="number")
-    yield from _gsm8k("CoT few-shot", lambda question: few.run(question), chains=1)
-    many = SelfConsistency(engine, n=8, max_tokens=320, answer_type="number")
-    yield from _gsm8k("CoT-SC few-shot n=8", lambda question: many.run(question), chains=8)
     tree = TreeOfThoughts(engine, problem="game24", settings=TreeSettings(breadth=5))
     yield from _game24(tree)
+    many = SelfConsistency(engine, n=8, max_tokens=320, answer_type="number")
+    yield from _gsm8k("CoT-SC few-shot n=8", lambda question: many.run(question), chains=8)
     engine.close()
 
 

@@ -38,7 +38,7 @@ def batching() -> Row:
     prompt = render_chat([Message("user", [Piece(question, "question")])], engine.tokenizer).token_ids
     values: list[float] = []
     for _ in range(3):
-        one = Sampling(max_tokens=48, temperature=0.7, seed=1)
+        one = Sampling(max_tokens=24, temperature=0.7, seed=1)
         began = time.perf_counter()
         for seed in range(8):
             engine.generate([prompt], one.model_copy(update={"seed": seed}))

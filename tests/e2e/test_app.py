@@ -26,14 +26,14 @@ expect.set_options(timeout=SECONDS * 1000)
 
 
 def table(page: Page) -> Locator:
-    """The first table of a page, drawn."""
-    found = page.get_by_test_id("stDataFrame").first
+    """The main table of a page, drawn; by its key, since others may be drawn before it."""
+    found = page.locator(".st-key-runs_table, .st-key-steps_list").get_by_test_id("stDataFrame")
     found.locator("canvas").first.wait_for()
     return found
 
 
 def click_row(page: Page, row: int) -> None:
-    """Click into a row of the first table, away from its marker."""
+    """Click into a row of the main table, away from its marker."""
     table(page).click(position={"x": 400, "y": HEADER + ROW * row + ROW / 2})
 
 
