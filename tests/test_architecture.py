@@ -22,11 +22,11 @@ ALLOWED = {
     "export": {"trace", "store"},
     "integrations": {"trace"},
     "replay": {"trace", "engines"},
-    "explain": {"trace", "engines", "replay"},
+    "explain": {"trace", "engines", "replay", "store"},
     "console": {"trace", "engines"},
     "doctor": {"engines", "store"},
     "demo": {"trace", "engines", "agents", "store", "tasks", "console"},
-    "cli": {"trace", "engines", "agents", "store", "export", "console", "demo", "doctor", "ui"},
+    "cli": {"trace", "engines", "agents", "store", "export", "console", "demo", "doctor", "explain", "ui"},
 }
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from platformdirs import user_cache_dir
 
 from tests.bench.report import Row
 from tracer.agents.answers import is_correct
@@ -50,8 +55,7 @@ def wilson(right: int, total: int) -> tuple[float, float]:
 def _gsm8k(name: str, run: Callable[[str], Trace], *, chains: int) -> Iterator[Row]:
     with (DATA / "gsm8k" / "test_first400.jsonl").open(encoding="utf-8") as file:
         rows = [json.loads(line) for line, _ in zip(file, range(QUESTIONS), strict=False)]
-    with ThreadPoolExecutor(WORKERS) as pool:
-        traces = list(pool.map(run, [row["question"] for row in rows]))
+    traces = _resumable(name, run, [row["question"] for row in rows], workers=WORKERS)
     references = [row["answer"].rsplit("####", 1)[1].strip() for row in rows]
     right = sum(
         is_correct(trace.outcome.answer, reference) is True for trace, reference in zip(traces, references, strict=True)
@@ -70,8 +74,7 @@ def _game24(tree: TreeOfThoughts) -> Iterator[Row]:
         puzzles = [row["Puzzles"] for row in csv.DictReader(file)]
     # The first five of the ranks that the paper uses.
     chosen = puzzles[900 : 900 + GAMES]
-    with ThreadPoolExecutor(GAMES) as pool:
-        traces = list(pool.map(tree.run, chosen))
+    traces = _resumable("ToT", tree.run, chosen, workers=GAMES)
     label = f"ToT b=5, Game of 24, ranks 901-{900 + GAMES}"
     right = sum(trace.outcome.correct is True for trace in traces)
     yield _share(f"{label}: solved", right, GAMES, better="higher")
@@ -84,6 +87,23 @@ def _game24(tree: TreeOfThoughts) -> Iterator[Row]:
     completions = [completion for trace in traces for call in trace.calls for completion in call.completions]
     cut = sum(completion.finish_reason == "length" for completion in completions)
     yield _share(f"{label}: truncated replies", cut, len(completions))
+
+
+def _resumable(name: str, run: Callable[[str], Trace], questions: list[str], *, workers: int) -> list[Trace]:
+    """Run all questions; what an interrupted benchmark has finished is kept until all of them are."""
+    folder = Path(user_cache_dir("tracer-bench")) / "accuracy" / re.sub(r"\W+", "-", name)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def one(question: str) -> Trace:
+        path = folder / f"{hashlib.sha256(question.encode()).hexdigest()[:16]}.json"
+        if not path.is_file():
+            run(question).save(path)
+        return Trace.load(path)
+
+    with ThreadPoolExecutor(workers) as pool:
+        traces = list(pool.map(one, questions))
+    shutil.rmtree(folder)
+    return traces
 
 
 def _share(name: str, count: int, total: int, *, better: str = "lower") -> Row:

@@ -169,11 +169,12 @@ def test_cancelled_requests_free_the_server(vllm_engine: VllmEngine, streaming: 
         except CancelledError as error:
             caught.append(error)
 
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    wait_until(lambda: metric(vllm_engine, "num_requests_running") == 6)
+    # Not all six: a story told at temperature 1 can end before the last one has begun.
+    wait_until(lambda: metric(vllm_engine, "num_requests_running") >= 2)
     cancel.set()
-    thread.join(10)
+    thread.join(30)
     assert len(caught) == 1
     wait_until(lambda: metric(vllm_engine, "num_requests_running") == 0)
 

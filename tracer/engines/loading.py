@@ -1,4 +1,4 @@
-"""Loading a transformers model for `tracer.engines.local`, with failures that say what to do."""
+"""Loading a transformers model, with failures that say what to do."""
 
 from __future__ import annotations
 
@@ -52,11 +52,17 @@ def load_weights(folder: Path, *, dtype: str, device: torch.device) -> Any:
         raise ModelError(f"the model in {folder} cannot be loaded on {device}: {_first_line(error)}") from None
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"the model in {folder} cannot be loaded: {_first_line(error)}") from None
-    if device.type == "cpu" and dtype == "float32":
-        for module in model.modules():
-            if type(module) is torch.nn.Linear:
-                module.__class__ = BatchedLinear
     return model
+
+
+def use_batched_linear(model: torch.nn.Module) -> None:
+    """Switch a float32 model on the CPU to linear layers that are fast for a few rows; it has no gradient then."""
+    for module in model.modules():
+        if type(module) is torch.nn.Linear and (module.weight.device.type, module.weight.dtype) == (
+            "cpu",
+            torch.float32,
+        ):
+            module.__class__ = BatchedLinear
 
 
 class BatchedLinear(torch.nn.Linear):

@@ -28,7 +28,14 @@ from tracer.engines.decoding import (
     row_generator,
 )
 from tracer.engines.kv_cache import Batch, Prefix, PrefixStore
-from tracer.engines.loading import DTYPES, context_length_of, layer_count, load_weights, out_of_memory
+from tracer.engines.loading import (
+    DTYPES,
+    context_length_of,
+    layer_count,
+    load_weights,
+    out_of_memory,
+    use_batched_linear,
+)
 from tracer.engines.tokenizer import ChatTokenizer, load_tokenizer
 from tracer.engines.weights.identity import chat_template_sha256, tokenizer_sha256
 from tracer.errors import CancelledError, EngineUnavailableError, InputError
@@ -88,6 +95,7 @@ class LocalEngine:
         self._prefixes = PrefixStore(prefix_cache_bytes)
         self._lock = threading.RLock()
         self._model: Any = load_weights(model.path, dtype=dtype, device=self._device)
+        use_batched_linear(self._model)
         self._layers = layer_count(self._model.config)
         self._context_length = context_length_of(self._model.config, context_length)
         self._vocabulary = int(self._model.get_input_embeddings().weight.shape[0])

@@ -1,0 +1,1 @@
+"""What each step read: gradients and attention."""

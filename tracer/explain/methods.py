@@ -1,0 +1,196 @@
+"""The methods by name; imports no torch, so that they can be listed at once."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import cast
+
+from pydantic import JsonValue
+
+from tracer.errors import InputError, UnknownNameError
+from tracer.explain.base import Family, Method, Request
+
+_FAMILIES = {
+    "gradient": "tracer.explain.attribution.gradient",
+    "rpi": "tracer.explain.attribution.path_attention",
+    "attention": "tracer.explain.attribution.attention",
+    "flow": "tracer.explain.attribution.flow",
+    "reading": "tracer.explain.attribution.reading",
+    "patching": "tracer.explain.attribution.patching",
+}
+"""Modules whose ``run`` is the family's `tracer.explain.base.Family`."""
+
+_NATS = "nats"
+_SHARE = "share of attention"
+
+METHODS: Mapping[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            "grad_x_input",
+            "gradient",
+            "gradient of the target times the input embedding, summed over its width",
+            _NATS,
+            True,
+            "moderate",
+            "Denil et al. 2014, arXiv:1412.6815; Shrikumar et al. 2016, arXiv:1605.01713",
+        ),
+        Method(
+            "grad_l1",
+            "gradient",
+            "L1 norm of the target's gradient at the input embedding",
+            "nats per unit of the embedding",
+            False,
+            "moderate",
+            "Simonyan et al. 2013, arXiv:1312.6034",
+        ),
+        Method(
+            "grad_l2",
+            "gradient",
+            "L2 norm of the target's gradient at the input embedding",
+            "nats per unit of the embedding",
+            False,
+            "moderate",
+            "Simonyan et al. 2013, arXiv:1312.6034",
+        ),
+        Method(
+            "integrated_gradients",
+            "gradient",
+            "gradients on the straight path from a baseline to the input; they add up to the target's change on it",
+            _NATS,
+            True,
+            "slow",
+            "Sundararajan et al. 2017, arXiv:1703.01365, equation 1",
+            {"points": 16, "baseline": "zero"},
+        ),
+        Method(
+            "rpi",
+            "rpi",
+            "gradients integrated over attention from randomised baselines",
+            _NATS,
+            True,
+            "slow",
+            "Barkan et al. 2024 (randomised path integration)",
+            {"samples": 24, "points": 30, "layer": -3},
+        ),
+        Method(
+            "attention",
+            "attention",
+            "attention weights of the tokens that predict the target, mean over heads and layers or one layer",
+            _SHARE,
+            False,
+            "cheap",
+            "Bahdanau et al. 2015, arXiv:1409.0473; Vaswani et al. 2017, arXiv:1706.03762, equation 1",
+            {"layer": None},
+        ),
+        Method(
+            "attention_rollout",
+            "attention",
+            "attention multiplied through the layers, half of each layer passing by; mostly rests on the first token",
+            _SHARE,
+            False,
+            "cheap",
+            "Abnar & Zuidema 2020, arXiv:2005.00928, section 3.1",
+        ),
+        Method(
+            "attention_rollout_sinkless",
+            "attention",
+            "rollout with the columns of attention sinks removed and rows scaled back to one",
+            _SHARE,
+            False,
+            "cheap",
+            "Abnar & Zuidema 2020, arXiv:2005.00928; sinks: Xiao et al. 2023, arXiv:2309.17453",
+            {"sink_share": 0.2},
+        ),
+        Method(
+            "attention_product",
+            "attention",
+            "attention multiplied through the layers without the part that passes by",
+            _SHARE,
+            False,
+            "cheap",
+            "Wu et al. 2025 (position bias in causal attention, cumulative product)",
+        ),
+        Method(
+            "attention_resolvent",
+            "attention",
+            "attention over any number of hops, each hop weighing less",
+            _SHARE,
+            False,
+            "cheap",
+            "ChaCAL: (1 - g) A (I - g A)^-1",
+            {"decay": 0.5},
+        ),
+        Method(
+            "attention_flow",
+            "flow",
+            "largest flow from the target down to a source through the layers, attention weights as capacities",
+            _SHARE,
+            False,
+            "slow",
+            "Abnar & Zuidema 2020, arXiv:2005.00928, section 3.2",
+            {"max_tokens": 512},
+        ),
+        Method(
+            "two_hop",
+            "reading",
+            "what the target attends to, and what that attended to when it was read",
+            _SHARE,
+            False,
+            "cheap",
+            "two-hop reading (METHODS of this project)",
+            {"first_hop": 8, "layer": None},
+        ),
+        Method(
+            "head_patching",
+            "patching",
+            "what the heads read that change the target when they are silenced, and the heads that change those",
+            _SHARE,
+            False,
+            "slow",
+            "Wang et al. 2022, arXiv:2211.00593, section 3.1 (path patching)",
+            {"group_a": 8, "group_b": 8, "first_hop": 8},
+        ),
+    )
+}
+
+
+def find(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        UnknownNameError: There is none.
+    """
+    method = METHODS.get(name)
+    if method is None:
+        raise UnknownNameError("method", name, METHODS)
+    return method
+
+
+def request(name: str, parameters: Mapping[str, JsonValue] | None = None) -> Request:
+    """A method with all of its parameters, those not given at their defaults.
+
+    Raises:
+        UnknownNameError: There is no such method.
+        InputError: It has no such parameter.
+    """
+    method = find(name)
+    given = dict(parameters or {})
+    if unknown := sorted(set(given) - set(method.parameters)):
+        known = ", ".join(method.parameters) or "none"
+        raise InputError(f"the method {name} has no parameter {unknown[0]!r}; it has: {known}")
+    return Request(method, {**method.parameters, **given})
+
+
+def family_of(requests: Iterable[Request]) -> dict[str, list[Request]]:
+    """Requests by family, in the order in which the families are first asked for."""
+    families: dict[str, list[Request]] = {}
+    for item in requests:
+        families.setdefault(item.method.family, []).append(item)
+    return families
+
+
+def load_family(name: str) -> Family:
+    """The function that runs a family; imports torch."""
+    return cast("Family", importlib.import_module(_FAMILIES[name]).run)

@@ -1,0 +1,1 @@
+"""Teacher-forced passes of recorded ids through a white-box copy of the served weights."""
