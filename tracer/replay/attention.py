@@ -157,14 +157,16 @@ def weights(queries: torch.Tensor, keys: torch.Tensor, rule: Rule, *, last: int 
         ``(..., heads, tokens, length)`` in the type of the queries; the softmax itself runs in float32.
     """
     tokens, length = queries.shape[-2], keys.shape[-2]
-    # Grouped heads share their keys: no copy of the keys for each of them.
-    grouped = queries.reshape(*queries.shape[:-3], keys.shape[-3], -1, tokens, queries.shape[-1])
-    scores = (grouped @ keys.unsqueeze(-3).transpose(-1, -2)).flatten(-4, -3) * rule.scaling
+    # Heads that share keys are rows of one product: no copy of the keys for each of them.
+    grouped = queries.reshape(*queries.shape[:-3], keys.shape[-3], -1, queries.shape[-1])
+    scores = (grouped @ keys.transpose(-1, -2)).view(*queries.shape[:-1], length).mul_(rule.scaling)
     if rule.softcap is not None:
         scores = torch.tanh(scores / rule.softcap) * rule.softcap
-    seen = visible(tokens, length, rule, queries.device, last=last)
-    softened: torch.Tensor = scores.masked_fill(~seen, float("-inf")).softmax(-1, dtype=torch.float32)
-    return softened.to(queries.dtype)
+    # Without a window every row reads everything before the first row: only the rest needs a mask.
+    first = 0 if rule.window is not None else max(0, (length if last is None else last) - tokens)
+    hidden = ~visible(tokens, length, rule, queries.device, last=last)[:, first:]
+    scores[..., first:].masked_fill_(hidden, float("-inf"))
+    return scores.softmax(-1, dtype=torch.float32).to(queries.dtype)
 
 
 def visible(tokens: int, length: int, rule: Rule, device: torch.device, *, last: int | None = None) -> torch.Tensor:

@@ -181,10 +181,25 @@ class Replica:
 
     def unembed(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits ``(..., vocabulary)`` in float32 of rows ``(..., width)`` that `forward` returned."""
-        logits: torch.Tensor = self.model.get_output_embeddings()(hidden).float()
-        if self._softcap is not None:
-            logits = torch.tanh(logits / self._softcap) * self._softcap
-        return logits
+        return self._capped(self.model.get_output_embeddings()(hidden).float())
+
+    def unembed_tokens(self, hidden: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+        """Logit of one token for each row, in float32.
+
+        Args:
+            hidden: Rows that `forward` returned, ``(..., tokens, width)``.
+            token_ids: The token of each row, ``(tokens,)``.
+
+        Returns:
+            ``(..., tokens)``.
+        """
+        head = self.model.get_output_embeddings()
+        logits = (hidden.float() * head.weight[token_ids].float()).sum(-1)
+        bias: torch.Tensor | None = getattr(head, "bias", None)
+        return self._capped(logits if bias is None else logits + bias[token_ids].float())
+
+    def _capped(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits if self._softcap is None else torch.tanh(logits / self._softcap) * self._softcap
 
     @contextmanager
     def running(self, plan: Plan) -> Iterator[None]:

@@ -16,6 +16,8 @@ from tracer.trace.trace import Call, Step, Trace
 
 SINK = "sink"
 GLUE = "template"
+WRITTEN = ("thought", "action", "evaluation", "answer")
+"""Kinds of steps that a model writes, where nothing else says who did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +113,22 @@ class Recorded:
         """Every step that the model wrote, in the order of the trace."""
         return tuple(target for step in self.trace.steps if (target := self._target(step)) is not None)
 
-    def target(self, step_id: str) -> Target:
-        """The tokens of a step.
+    def target(self, name: str) -> Target:
+        """The tokens of a step, or one of them.
+
+        Args:
+            name: A step's id, or ``ID#N`` for its token N, counted from 0.
 
         Raises:
-            InputError: There is no such step, or the model did not write it.
+            InputError: There is no such step or token, or the model did not write it.
         """
+        step_id, mark, number = name.partition("#")
+        if mark:
+            whole = self.target(step_id)
+            tokens = self.tokens_of(whole)
+            if not number.isdecimal() or int(number) >= len(tokens):
+                raise InputError(f"step {step_id} has tokens 0 to {len(tokens) - 1}; there is no {name!r}")
+            return tokens[int(number)]
         try:
             step = self.trace.step(step_id)
         except TraceFormatError:
@@ -129,6 +141,13 @@ class Recorded:
                 "explain a thought, action, evaluation or answer"
             )
         return target
+
+    def tokens_of(self, target: Target) -> tuple[Target, ...]:
+        """Each token of a target as a target of its own, named ``ID#N``."""
+        return tuple(
+            Target(f"{target.step_id}#{position - target.start}", target.sequence, position, position + 1)
+            for position in range(target.start, target.end)
+        )
 
     def answer(self) -> tuple[Target, ...]:
         """The targets that stand for the final answer: the last answer step, or those that were voted for.
@@ -262,7 +281,8 @@ def has_token_ids(trace: Trace) -> bool:
 
 
 def _sequences(trace: Trace) -> Sequence[TokenSequence]:
-    if not has_token_ids(trace) and any(call.completions for call in trace.calls):
+    written = any(call.completions for call in trace.calls) or any(step.kind in WRITTEN for step in trace.steps)
+    if not has_token_ids(trace) and written:
         raise InputError(
             f"trace {trace.id} was recorded without token ids, so it can only be tokenised again, and other tokens "
             "may come out than the model saw; --force explains it all the same and marks the result as retokenised"
