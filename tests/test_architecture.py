@@ -26,7 +26,8 @@ ALLOWED = {
     "console": {"trace", "engines"},
     "doctor": {"engines", "store"},
     "demo": {"trace", "engines", "agents", "store", "tasks", "console"},
-    "cli": {"trace", "engines", "agents", "store", "export", "console", "demo", "doctor", "explain", "ui"},
+    "commands": {"trace", "engines", "store", "console", "explain", "replay"},
+    "cli": {"trace", "engines", "agents", "store", "export", "commands", "console", "demo", "doctor", "ui"},
 }
 
 

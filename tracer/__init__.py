@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tracer.agents.tree_of_thoughts import TreeOfThoughts
     from tracer.engines.connect import connect
     from tracer.errors import TracerError
+    from tracer.explain.service import explain
     from tracer.store import Store
     from tracer.trace.recorder import record
     from tracer.trace.trace import Completion, Document, Sampling, Trace
@@ -33,6 +34,7 @@ __all__ = [
     "TracerError",
     "TreeOfThoughts",
     "connect",
+    "explain",
     "record",
 ]
 
@@ -51,6 +53,7 @@ _HOMES = {
     "TracerError": "tracer.errors",
     "TreeOfThoughts": "tracer.agents.tree_of_thoughts",
     "connect": "tracer.engines.connect",
+    "explain": "tracer.explain",
     "record": "tracer.trace.recorder",
 }
 
@@ -58,7 +61,9 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'tracer' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    home = import_module(_HOMES[name])
+    # The package `explain` is what the name stands for, and can be called.
+    value = home if home.__name__ == f"{__name__}.{name}" else getattr(home, name)
     globals()[name] = value
     return value
 

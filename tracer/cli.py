@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tracer.commands.explain import explain, list_methods
+from tracer.commands.serving import models_app, serve
+from tracer.commands.shared import DtypeOption, EngineOption, ModelOption, StoreOption, connected, open_store, save
 from tracer.errors import CancelledError, InputError, TracerError
 
 if TYPE_CHECKING:
     from tracer.agents.base import Agent
-    from tracer.engines.base import Engine
-    from tracer.store import Store
     from tracer.trace.trace import Document, Trace
 
 app = typer.Typer(
@@ -29,8 +29,6 @@ app = typer.Typer(
     help="Run reasoning agents, record every step token for token, and look at what happened.\n\n"
     "Start with `tracer demo`, or `tracer run cot 'What is 17 * 24?'`.",
 )
-models_app = typer.Typer(no_args_is_help=True, help="Model weights: what is there, where, and fetching more.")
-app.add_typer(models_app, name="models")
 
 
 class AgentName(StrEnum):
@@ -49,17 +47,6 @@ class OnConflict(StrEnum):
     NEW_ID = "new_id"
     REPLACE = "replace"
     SKIP = "skip"
-
-
-StoreOption = Annotated[
-    str | None,
-    typer.Option("--store", help="Database file or URL; TRACER_STORE sets it for good.", metavar="FILE|URL"),
-]
-EngineOption = Annotated[
-    str, typer.Option(help="auto, local, vllm, or the address of a server.", metavar="auto|local|vllm|URL")
-]
-ModelOption = Annotated[str | None, typer.Option(help="demo, a local folder, a GGUF file or a hub id.", metavar="NAME")]
-DtypeOption = Annotated[str | None, typer.Option(help="Precision of a model that tracer loads or serves.")]
 
 
 @app.command()
@@ -129,8 +116,8 @@ def run(
         raise InputError("the question is empty; say what the agent shall answer")
     check_options(options)
     documents = _documents(docs) if docs is not None and agent is not AgentName.REACT else []
-    with _open_store(store) as runs, _engine(engine, model, dtype, quiet=as_json) as connected:
-        solver: Agent = build_agent(connected, options)
+    with open_store(store) as runs, connected(engine, model, dtype, quiet=as_json) as runner:
+        solver: Agent = build_agent(runner, options)
         view = RunView(quiet=as_json)
         with stop_on_signal() as cancel, view:
             trace = _run_agent(
@@ -173,7 +160,7 @@ def list_runs(
 
     kind = agent.replace("-", "_") if agent else None
     wanted = TraceFilter(agent=kind, model=model, status=status, correct=correct, text=text)
-    with _open_store(store) as runs:
+    with open_store(store) as runs:
         found = runs.list(wanted, limit=limit)
         total = runs.count(wanted)
     if as_json:
@@ -211,7 +198,7 @@ def show(
     """Show a run step by step."""
     from tracer.console import print_trace
 
-    with _open_store(store) as runs:
+    with open_store(store) as runs:
         trace = runs.load(trace_id)
     if as_json:
         sys.stdout.write(trace.to_json() + "\n")
@@ -228,12 +215,12 @@ def export(
     """Write a run as trace JSON."""
     from tracer.console import err
 
-    with _open_store(store) as runs:
+    with open_store(store) as runs:
         trace = runs.load(trace_id)
     if out_file is None:
         sys.stdout.write(trace.to_json() + "\n")
     else:
-        _save(trace, out_file)
+        save(trace, out_file)
         err.print(f"wrote {out_file}")
 
 
@@ -248,46 +235,15 @@ def import_runs(
     from tracer.trace.trace import Trace
 
     traces = [Trace.load(file) for file in files]
-    with _open_store(store) as runs:
+    with open_store(store) as runs:
         for trace in traces:
             out.print(runs.import_trace(trace, on_conflict=on_conflict.value))
 
 
-@app.command()
-def serve(
-    model: Annotated[str, typer.Option(help="demo, a local folder, a GGUF file or a hub id.", metavar="NAME")] = "demo",
-    port: Annotated[int | None, typer.Option(help="A free one if not given.")] = None,
-    dtype: DtypeOption = None,
-    max_model_len: Annotated[int, typer.Option(help="Tokens of a prompt and its completion together.")] = 4096,
-    idle_timeout: Annotated[float, typer.Option(help="Minutes without a request after which it ends; 0: never.")] = 0,
-    status: Annotated[bool, typer.Option("--status", help="Show running servers and do nothing else.")] = False,
-    stop: Annotated[bool, typer.Option("--stop", help="Stop every server that tracer started.")] = False,
-) -> None:
-    """Start a vLLM, or reuse the one that runs; it stays until `tracer serve --stop`."""
-    from tracer.console import err, out, stages
-    from tracer.engines import models, server, server_state
-    from tracer.engines.install import Dtype, ServeOptions
-
-    if status or stop:
-        found = server_state.status()
-        for item in found:
-            if stop:
-                server.stop(item.state)
-            state = "stopped" if stop else item.health
-            out.print(f"{item.state.url}  {item.state.model} ({item.state.dtype})  {state}", markup=False)
-        if not found:
-            err.print("no vLLM is running; `tracer serve` starts one")
-        return
-    options = ServeOptions(
-        port=port,
-        dtype=cast("Dtype | None", dtype),
-        max_model_len=max_model_len,
-        idle_timeout=idle_timeout * 60 if idle_timeout > 0 else None,
-    )
-    with stages() as progress:
-        handle = server.reuse_or_start(models.resolve(model, progress=progress), options, progress=progress)
-    out.print(f"{handle.url}  {'already running' if handle.reused else 'started'}, model {model}", markup=False)
-    err.print("stop it with `tracer serve --stop`")
+app.command()(explain)
+app.command("methods")(list_methods)
+app.command()(serve)
+app.add_typer(models_app, name="models")
 
 
 @app.command()
@@ -304,8 +260,8 @@ def demo(
     from tracer.console import err, out, stop_on_signal, summary_table
     from tracer.demo import run_demo
 
-    with _open_store(store) as runs, _engine(engine, model, None) as connected, stop_on_signal() as cancel:
-        traces = run_demo(connected, runs, every=every, fresh=fresh, cancel=cancel)
+    with open_store(store) as runs, connected(engine, model, None) as runner, stop_on_signal() as cancel:
+        traces = run_demo(runner, runs, every=every, fresh=fresh, cancel=cancel)
     out.print(summary_table(traces))
     if ui:
         err.print("starting the app; Ctrl-C ends it, the runs stay")
@@ -348,40 +304,6 @@ def doctor(
         raise typer.Exit(1)
 
 
-@models_app.command("list")
-def list_models() -> None:
-    """Models on this machine, and the demo model."""
-    from tracer.console import out
-    from tracer.engines import models
-
-    for entry in models.list_models():
-        size = f"{entry.size_bytes / 1e9:.2f} GB" if entry.fetched else "not fetched"
-        out.print(f"{entry.name:40} {size:>12}  {entry.source}  {entry.path or ''}", markup=False)
-
-
-@models_app.command("path")
-def model_path(name: Annotated[str, typer.Argument(help="A model's name.")]) -> None:
-    """Print the local folder of a model that is here already."""
-    from tracer.engines import models
-
-    sys.stdout.write(f"{models.resolve(name, fetch=False).path}\n")
-
-
-@models_app.command("fetch")
-def fetch_model(
-    name: Annotated[str, typer.Argument(help="A model's name.")],
-    verify: Annotated[bool, typer.Option("--verify", help="Check every byte of what is here already.")] = False,
-) -> None:
-    """Fetch and convert a model, with progress; does nothing if it is here."""
-    from tracer.console import err, stages
-    from tracer.engines import models
-
-    with stages() as progress:
-        found = models.resolve(name, progress=progress, verify=verify)
-    err.print(f"{found.name}: {found.source}", markup=False)
-    sys.stdout.write(f"{found.path}\n")
-
-
 def main() -> None:
     """Run the command line: exit code 0 for success, 1 for a run that failed, 2 for bad usage or input."""
     try:
@@ -404,29 +326,6 @@ def _complain(error: BaseException) -> None:
     err.print(f"tracer: {one_line(str(error), 1000)}", markup=False, soft_wrap=True)
 
 
-@contextmanager
-def _open_store(location: str | None) -> Iterator[Store]:
-    from tracer.store import Store
-
-    with Store(location) as store:
-        yield store
-
-
-@contextmanager
-def _engine(name: str, model: str | None, dtype: str | None, *, quiet: bool = False) -> Iterator[Engine]:
-    from tracer.console import err, stages
-    from tracer.engines.connect import connect
-
-    with stages() as progress:
-        connected = connect(name, model=model, dtype=dtype, progress=None if quiet else progress)
-    if not quiet:
-        err.print(f"engine: {connected.description}", markup=False)
-    try:
-        yield connected
-    finally:
-        connected.close()
-
-
 def _run_agent(work: Callable[[], Trace], out_file: Path | None) -> Trace:
     """Run an agent; write the file even when the run fails."""
     try:
@@ -434,19 +333,12 @@ def _run_agent(work: Callable[[], Trace], out_file: Path | None) -> Trace:
     except TracerError as error:
         if error.trace is not None:
             if out_file is not None:
-                _save(error.trace, out_file)
+                save(error.trace, out_file)
             error.args = (f"{error} (what was recorded: tracer show {error.trace.id})",)
         raise
     if out_file is not None:
-        _save(trace, out_file)
+        save(trace, out_file)
     return trace
-
-
-def _save(trace: Trace, path: Path) -> None:
-    try:
-        trace.save(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def _documents(folder: Path) -> list[Document]:

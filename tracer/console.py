@@ -13,7 +13,16 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -60,28 +69,15 @@ def safe_text(text: str) -> str:
 
 
 class StageProgress:
-    """A bar for slow preparations: fetching, converting, starting a server.
+    """A bar for slow work: fetching, converting, starting a server, explaining.
 
     Takes whatever has ``stage``, ``done``, ``total`` and ``unit``, or a plain text.
     """
 
     def __init__(self) -> None:
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            DownloadColumn(),
-            TimeElapsedColumn(),
-            console=err,
-            transient=True,
-        )
-        self._words = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            TimeElapsedColumn(),
-            console=err,
-            transient=True,
-        )
+        self._bytes = _bar(BarColumn(), DownloadColumn())
+        self._counted = _bar(BarColumn(), MofNCompleteColumn())
+        self._words = _bar()
         self._stage: str | None = None
         self._task: Any = None
         self._shown: Progress | None = None
@@ -90,7 +86,8 @@ class StageProgress:
         """Show how far something has come."""
         stage = str(getattr(progress, "stage", progress))
         total = getattr(progress, "total", 0) or None
-        widget = self._progress if total and getattr(progress, "unit", "") == "bytes" else self._words
+        counted = self._bytes if getattr(progress, "unit", "") == "bytes" else self._counted
+        widget = counted if total else self._words
         if stage != self._stage or widget is not self._shown:
             self.stop()
             self._stage, self._shown = stage, widget
@@ -110,6 +107,11 @@ class StageProgress:
                 self._shown.remove_task(task)
             self._shown = None
             self._stage = None
+
+
+def _bar(*columns: ProgressColumn) -> Progress:
+    words = TextColumn("{task.description}", markup=False)
+    return Progress(SpinnerColumn(), words, *columns, TimeElapsedColumn(), console=err, transient=True)
 
 
 @contextmanager

@@ -129,7 +129,7 @@ def test_gradient_times_input_is_the_derivative_along_the_input() -> None:
 
     inputs = model.get_input_embeddings()(ids[:-1]).detach()
     with sdpa_kernel(SDPBackend.MATH):
-        _, derivative = torch.func.jvp(value, (inputs,), (inputs,))
+        derivative: torch.Tensor = torch.func.jvp(value, (inputs,), (inputs,))[1]
     assert total == pytest.approx(derivative.item(), rel=1e-4)
 
 

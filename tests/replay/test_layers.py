@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from tests.explain.planted import random_ids
 from tests.tiny_models import FAMILIES, LAYERS, tiny_model
 from tracer.errors import CancelledError
 from tracer.replay import layers as layers_module
+from tracer.replay.architectures import architecture_of, part
 from tracer.replay.attention import Rule
 from tracer.replay.layers import Captured, capture
 from tracer.replay.model import Replica, first_tensor
@@ -24,10 +26,7 @@ TOKENS = 18
 def eager_pass(model: Any, ids: Ids, *, layer: int | None = None, rows: Any = None, value: Any = None) -> torch.Tensor:
     """Residual stream behind the last layer, with some rows of a layer's input replaced."""
     seen: list[torch.Tensor] = []
-    stack = list(Replica(copy.deepcopy(model)).architecture.layers.split("."))
-    module = model
-    for name in stack:
-        module = getattr(module, name)
+    module = part(model, architecture_of(model.config.model_type).layers)
     handles = [module[-1].register_forward_hook(lambda _m, _i, output: seen.append(first_tensor(output)))]
     if layer is not None:
 
@@ -99,13 +98,14 @@ def test_what_is_kept_is_what_the_model_computed() -> None:
     with torch.no_grad():
         output = eager(torch.as_tensor(ids)[None], output_hidden_states=True, use_cache=False)
     assert set(captured.inputs) == {1, 2, 3} and set(captured.heads) == set(captured.keys) == {1, 2}
-    assert close(captured.inputs[1], output.hidden_states[1][0]) and close(captured.inputs[2], output.hidden_states[2][0])
+    for layer in (1, 2):
+        assert close(captured.inputs[layer], output.hidden_states[layer][0])
     projected = replica.out_projection(2)(captured.heads[2])
     attention = captured.inputs[2] + projected
-    layer = replica.layers[2]
-    assert close(attention + layer.mlp(layer.post_attention_layernorm(attention)), captured.inputs[3])
-    normed = layer.input_layernorm(captured.inputs[2])
-    assert close(captured.values[2].transpose(0, 1).flatten(1), layer.self_attn.v_proj(normed))
+    block = replica.layers[2]
+    assert close(attention + block.mlp(block.post_attention_layernorm(attention)), captured.inputs[3])
+    normed = block.input_layernorm(captured.inputs[2])
+    assert close(captured.values[2].transpose(0, 1).flatten(1), block.self_attn.v_proj(normed))
 
 
 def test_attend_stops_at_the_attention_of_the_last_node() -> None:
@@ -131,8 +131,6 @@ def test_attend_stops_at_the_attention_of_the_last_node() -> None:
 
 
 def test_a_capture_can_be_cancelled() -> None:
-    import threading
-
     event = threading.Event()
     event.set()
     _, replica = pair("gpt2")

@@ -111,9 +111,15 @@ class Plan:
 
 @dataclass(slots=True)
 class Slot:
-    """What the attention layers of one model share: the plan of the pass that is under way."""
+    """What the attention layers of one model share.
+
+    Args:
+        plan: The plan of the pass that is under way.
+        windowed: Whether any layer was seen to read through a sliding window.
+    """
 
     plan: Plan | None = None
+    windowed: bool = False
 
 
 def attention(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rule: Rule) -> torch.Tensor:
@@ -189,7 +195,11 @@ def visible(tokens: int, length: int, rule: Rule, device: torch.device, *, last:
 
 
 def _spread(states: torch.Tensor, groups: int) -> torch.Tensor:
-    return states if groups == 1 else states.repeat_interleave(groups, dim=1)
+    """Repeat grouped keys or values for each of their heads; expanding has a cheaper gradient than an interleave."""
+    if groups == 1:
+        return states
+    batch, heads, tokens, width = states.shape
+    return states[:, :, None].expand(batch, heads, groups, tokens, width).reshape(batch, -1, tokens, width)
 
 
 def _blocks(tokens: int, scores_per_row: int) -> list[slice]:
@@ -212,6 +222,7 @@ def _backend(
     """The function that transformers calls in every layer."""
     plan: Plan | None = module.tracer_slot.plan
     rule = Rule(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, sliding_window)
+    module.tracer_slot.windowed |= sliding_window is not None
     if plan is None:
         return attention(query, key, value, rule).transpose(1, 2).contiguous(), None
     return plan.attend(module.tracer_layer, query, key, value, rule).transpose(1, 2).contiguous(), None

@@ -138,6 +138,11 @@ class Replica:
         found: torch.device = self.model.get_input_embeddings().weight.device
         return found
 
+    @property
+    def windowed(self) -> bool:
+        """Whether some layers read through a sliding window."""
+        return self._slot.windowed
+
     def attention(self, layer: int) -> Any:
         """The attention block of a layer."""
         return part(self.layers[layer], self.architecture.attention)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -10,11 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+import platformdirs
 import sqlalchemy as sa
 from pydantic import JsonValue
 from pydantic_core import from_json
 
 from tracer.errors import StoreError, TraceNotFoundError
+from tracer.store.arrays import SUFFIX, Arrays
 from tracer.store.database import Database, DiskFullError, default_location
 from tracer.store.owner import Owner, current_owner
 from tracer.store.query import TraceFilter, TraceSummary, choose, select_rows, summary
@@ -64,6 +67,15 @@ class Store:
     def where(self) -> str:
         """The file, or the URL without its password."""
         return self._database.where
+
+    @property
+    def arrays(self) -> Arrays:
+        """Token-level scores: beside the database's file, or for a server's in the user's data folder."""
+        path = self._database.path
+        if path is not None:
+            return Arrays.beside(path)
+        name = hashlib.sha256(self.where.encode()).hexdigest()[:16]
+        return Arrays(Path(platformdirs.user_data_dir("tracer")) / f"{name}{SUFFIX}")
 
     def close(self) -> None:
         """Close all connections; a later use opens the store again."""
@@ -233,7 +245,9 @@ class Store:
             StoreError: The store cannot be written.
         """
         with self._database.write() as connection:
-            self._writer.remove(connection, self._find(connection, trace_id).no)
+            row = self._find(connection, trace_id)
+            self._writer.remove(connection, row.no)
+        self.arrays.delete(row.id)
 
     def put_document(self, trace_id: str, kind: DocumentKind, *, key: str, document: dict[str, JsonValue]) -> None:
         """Attach an explanation or probe result to a trace, in place of the one of the same kind and key.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
-from tracer.errors import UnknownNameError
+from tracer.trace.explanation import find_explanation
 from tracer.trace.trace import Trace
 
 if TYPE_CHECKING:
@@ -21,10 +20,11 @@ def build_graph(trace: Trace, *, influence: str | None = None) -> nx.MultiDiGrap
     Args:
         trace: The trace.
         influence: Name of an explanation method; adds ``influences`` edges from every source that shows a step to the
-            target, with the summed score as ``weight``.
+            target, with the summed score as ``weight``; none from a step to itself, and none where it is zero.
 
     Raises:
         UnknownNameError: The trace has no explanation by that method.
+        TraceFormatError: It has one that cannot be read.
     """
     import networkx as nx
 
@@ -42,17 +42,12 @@ def build_graph(trace: Trace, *, influence: str | None = None) -> nx.MultiDiGrap
 
 
 def _influences(trace: Trace, method: str) -> list[tuple[str, str, float]]:
-    found = [explanation for explanation in trace.explanations if explanation.get("method") == method]
-    if not found:
-        known = {str(explanation.get("method")) for explanation in trace.explanations}
-        raise UnknownNameError("explanation of this trace", method, known)
-    explanation = cast("dict[str, Any]", found[-1])
+    explanation = find_explanation(trace, method)
     steps = {step.id for step in trace.steps}
     weights: dict[tuple[str, str], float] = {}
-    rows: Sequence[Sequence[float]] = explanation["values"]
-    for target, row in zip(explanation["targets"], rows, strict=True):
-        for source, value in zip(explanation["sources"], row, strict=True):
-            step_id = source.get("step_id")
-            if step_id in steps and target in steps and step_id != target:
-                weights[step_id, target] = weights.get((step_id, target), 0.0) + float(value)
+    for target, row in zip(explanation.targets, explanation.values, strict=True):
+        for source, value in zip(explanation.sources, row, strict=True):
+            # A zero mostly means that the step came later, or in another branch.
+            if source.step_id in steps and target in steps and source.step_id != target and value:
+                weights[source.step_id, target] = weights.get((source.step_id, target), 0.0) + value
     return [(source, target, weight) for (source, target), weight in weights.items()]

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tracer.trace.explanation import Explanation
 from tracer.trace.trace import SCHEMA_VERSION, Trace
 
 SCHEMA_FILE = Path(__file__).with_name(f"schema-{SCHEMA_VERSION.split('.')[0]}.json")
@@ -17,6 +18,9 @@ SCHEMA_FILE = Path(__file__).with_name(f"schema-{SCHEMA_VERSION.split('.')[0]}.j
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a trace file."""
     schema = Trace.model_json_schema()
+    explanation = Explanation.model_json_schema(ref_template="#/$defs/{model}")
+    # Beside the trace's own definitions and not required by it: other programs may attach explanations of their own.
+    schema["$defs"] |= explanation.pop("$defs") | {"Explanation": explanation}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"tracer-trace-{SCHEMA_VERSION}",

@@ -238,6 +238,7 @@ class Trace(Record):
     edges: list[Edge] = Field(default_factory=list)
     outcome: Outcome = Field(default_factory=Outcome)
     explanations: list[dict[str, JsonValue]] = Field(default_factory=list)
+    """Those that tracer writes follow the definition ``Explanation``; see `tracer.trace.explanation`."""
     probes: list[dict[str, JsonValue]] = Field(default_factory=list)
     fork_of: dict[str, JsonValue] | None = None
     error: str | None = None

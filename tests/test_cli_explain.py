@@ -1,0 +1,282 @@
+"""`tracer explain` and `tracer methods`, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from tests.explain.tiny_runs import Families, perturbed, recorded_run, register, write_replica
+from tracer import cli
+from tracer.explain.methods import METHODS
+from tracer.store import Store
+from tracer.trace.explanation import Explanation
+from tracer.trace.trace import Trace
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_replica(tmp_path_factory.mktemp("replica"))
+
+
+@pytest.fixture(scope="module")
+def trace(folder: Path) -> Trace:
+    return recorded_run(folder)
+
+
+@pytest.fixture
+def families(monkeypatch: pytest.MonkeyPatch) -> Families:
+    return register(monkeypatch)
+
+
+@pytest.fixture
+def home(tmp_path: Path, trace: Trace, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TRACER_STORE", str(tmp_path / "runs.db"))
+    monkeypatch.setenv("COLUMNS", "200")
+    with Store(tmp_path / "runs.db") as store:
+        store.import_trace(trace)
+    trace.save(tmp_path / "run.json")
+    return tmp_path
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Runs the command line in this process, so that torch is loaded once."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def call(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["tracer", *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        captured = capfd.readouterr()
+        return Done(code, captured.out, captured.err)
+
+    yield call
+    torch.set_num_threads(threads)
+
+
+def test_help_teaches(run: Run) -> None:
+    done = run("explain", "--help")
+    assert done.code == 0
+    for option in (
+        "--methods", "--targets", "--target-function", "--foil", "--model", "--dtype", "--param", "--chunk", "--seed",
+        "--low-memory", "--top", "--out", "--force", "--json", "--store",
+    ):  # fmt: skip
+        assert option in done.out
+    assert "tracer methods" in done.out
+
+
+def test_methods_are_listed(run: Run) -> None:
+    done = run("methods")
+    assert done.code == 0 and all(name in done.out for name in METHODS)
+    assert "integrated_gradients  slow, nats, signed" in done.out and "points=16" in done.out
+    assert "arXiv:1703.01365" in done.out
+    listed = json.loads(run("methods", "--json").out)
+    assert [method["name"] for method in listed] == list(METHODS)
+    assert set(listed[0]) == {"name", "family", "summary", "unit", "signed", "cost", "paper", "parameters"}
+
+
+def test_a_stored_run_is_explained_and_keeps_it(run: Run, home: Path, families: Families) -> None:
+    done = run("explain", "run", "--methods", "near,surprise", "--top", "2")
+    assert done.code == 0, done.err
+    assert re.search(r"s5 thought  So in y\.", done.out)
+    assert "near (per token)" in done.out and "surprise (nats)" in done.out
+    # Signed values carry their sign, others a bar alone; two sources each.
+    section = done.out.split("surprise (nats)")[1].splitlines()[1:4]
+    assert all(re.match(r"\s+-\d", line) for line in section[:2]) and "█" in section[0]
+    assert "parity: log-probabilities differ by" in done.out and "over 33 tokens" in done.out
+    assert "faithfulness not measured yet: near, surprise" in done.out
+    assert "s6 by near, through all steps (directly)" in done.out
+    with Store(home / "runs.db") as store:
+        kept = store.load("run-1")
+    assert [Explanation.read(item).targets for item in kept.explanations] == [["s2", "s3", "s5", "s6"]] * 2
+    shown = run("show", "run-1", "--json")
+    assert Trace.from_json(shown.out).explanations == kept.explanations
+
+    families.asked.clear()
+    assert run("explain", "run-1", "--methods", "near,surprise").code == 0
+    assert families.computed == []
+
+
+def test_json_is_the_trace_and_nothing_else(run: Run, home: Path, families: Families) -> None:
+    done = run("explain", "run-1", "--methods", "near", "--targets", "s2,s6#*", "--json")
+    assert done.code == 0 and done.err == ""
+    (document,) = Trace.from_json(done.out).explanations
+    assert document["targets"] == ["s2", "s6#0", "s6#1"]
+    assert "s6#1 answer  y." in run("explain", "run-1", "--methods", "near", "--targets", "s6#1").out
+
+
+def test_options_reach_the_methods(run: Run, home: Path, families: Families) -> None:
+    done = run(
+        "explain", "run-1", "--methods", "near", "--targets", "answer", "--param", "near.scale=2.5", "--seed", "7",
+        "--target-function", "contrast", "--foil", "id:9", "--chunk", "4", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    (document,) = Trace.from_json(done.out).explanations
+    found = Explanation.read(document)
+    assert (found.parameters, found.seed, found.target_function, found.foil, found.chunk_tokens) == (
+        {"scale": 2.5}, 7, "contrast", 9, 4,
+    )  # fmt: skip
+
+
+def test_a_file_is_explained_into_a_file(run: Run, home: Path, families: Families) -> None:
+    source, first, second = home / "run.json", home / "first.json", home / "deep" / "second.json"
+    done = run("explain", str(source), "--methods", "near", "--out", str(first))
+    assert done.code == 0 and f"wrote {first}" in done.err
+    (document,) = Trace.load(first).explanations
+    arrays = Explanation.read(document).arrays
+    assert arrays is not None and (home / "first.json.arrays" / arrays.file).is_file()
+    with Store(home / "runs.db") as store:
+        assert store.load("run-1").explanations == []
+
+    families.asked.clear()
+    assert run("explain", str(first), "--methods", "near,surprise", "--out", str(second)).code == 0
+    assert {method for method, _ in families.computed} == {"surprise"}
+    assert [item["method"] for item in Trace.load(second).explanations] == ["near", "surprise"]
+    # Into the same file.
+    assert run("explain", str(first), "--methods", "surprise", "--out", str(first)).code == 0
+    assert len(Trace.load(first).explanations) == 2
+
+
+def test_a_file_without_out_says_that_nothing_is_kept(run: Run, home: Path, trace: Trace, families: Families) -> None:
+    other = trace.model_copy(update={"id": "elsewhere"}).save(home / "other.json")
+    done = run("explain", str(other), "--methods", "near")
+    assert done.code == 0 and "--out FILE keeps it" in done.err
+    assert "not in the store" not in run("explain", str(home / "run.json"), "--methods", "near").err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["zzz"], "no trace has the id 'zzz'"),
+        (["/nowhere.json"], "cannot read /nowhere.json"),
+        (["run-1", "--targets", "s9"], "no step 's9'; steps with tokens: s2, s3, s5, s6"),
+        (["run-1", "--targets", "s4"], "step s4 (observation) has no tokens"),
+        (["run-1", "--targets", "s6#9"], "s6 has tokens 0 to 1"),
+        (["run-1", "--targets", ","], "empty list of names"),
+        (["run-1", "--methods", "grad_x_inptu"], "did you mean 'grad_x_input'"),
+        (["run-1", "--param", "near.scael=1"], "no parameter 'scael'; it has: scale"),
+        (["run-1", "--param", "scale=1"], "--param takes METHOD.NAME=VALUE, found 'scale=1'"),
+        (["run-1", "--param", "near.scale"], "--param takes METHOD.NAME=VALUE"),
+        (["run-1", "--param", "surprise.x=1"], "surprise, which is not among the methods"),
+        (["run-1", "--target-function", "prob"], "unknown target function 'prob'"),
+        (["run-1", "--foil", "x"], "only used by the target function contrast"),
+        (["run-1", "--target-function", "contrast", "--foil", "id:x"], "give id:NUMBER"),
+        (["run-1", "--dtype", "int3"], "unknown dtype 'int3'"),
+        (["run-1", "--model", "./nothing"], "no folder or file './nothing'"),
+        (["run-1", "--chunk", "0"], "at least 1"),
+        (["run-1", "--out", "/"], "it is a folder"),
+        (["run-1", "--top", "0"], "--top"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, run: Run, home: Path, families: Families
+) -> None:
+    methods = [] if "--methods" in arguments else ["--methods", "near"]
+    done = run("explain", *arguments, *methods)
+    assert done.code == 2, done.err
+    assert message in done.err and done.out == "" and "Traceback" not in done.err
+    assert families.computed == []
+
+
+def test_another_vocabulary_and_other_weights(
+    run: Run, home: Path, tmp_path: Path, folder: Path, families: Families
+) -> None:
+    small = write_replica(tmp_path / "small", vocabulary=64)
+    done = run("explain", "run-1", "--methods", "near", "--model", str(small))
+    assert done.code == 2 and "has a vocabulary of 64" in done.err
+    short = write_replica(tmp_path / "short", context=60)
+    done = run("explain", "run-1", "--methods", "near", "--model", str(short))
+    assert done.code == 2 and "the replica's context holds 60" in done.err
+    other = perturbed(folder, tmp_path / "other")
+    done = run("explain", "run-1", "--methods", "near", "--model", str(other))
+    assert done.code == 1 and "does not behave like the model" in done.err and "--force" in done.err
+    assert families.computed == []
+    done = run("explain", "run-1", "--methods", "near", "--model", str(other), "--force")
+    assert done.code == 0 and "FORCED" in done.out
+
+
+def test_a_trace_without_ids(run: Run, home: Path, trace: Trace, families: Families) -> None:
+    bare = Trace.from_json(trace.to_json())
+    bare.id, bare.calls = "bare", []
+    for step in bare.steps:
+        step.call_id = step.completion = step.start = step.end = None
+    bare.save(home / "bare.json")
+    done = run("explain", str(home / "bare.json"), "--methods", "near")
+    assert done.code == 2 and "without token ids" in done.err and "--force" in done.err
+    done = run("explain", str(home / "bare.json"), "--methods", "near", "--force")
+    assert done.code == 0 and "RETOKENISED" in done.out and "not checked" in done.out
+
+
+def test_what_failed_is_kept_up_to_there(run: Run, home: Path, families: Families) -> None:
+    def fail(method: str, step: str) -> None:
+        if (method, step) == ("surprise", "s5"):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    families.before_target = fail
+    out_file = home / "out.json"
+    done = run("explain", "run-1", "--methods", "near,surprise", "--out", str(out_file))
+    assert done.code == 1 and "--low-memory" in done.err and done.out == ""
+    assert [item["targets"] for item in Trace.load(out_file).explanations] == [["s2", "s3", "s5", "s6"], ["s2", "s3"]]
+
+
+def test_a_trace_cannot_write_to_the_terminal(run: Run, home: Path, trace: Trace, families: Families) -> None:
+    evil = Trace.from_json(trace.to_json())
+    evil.id = "evil"
+    evil.steps[0].text = "\x1b[2J[bold]q[/bold]"
+    evil.steps[3].text = "\x1b]0;owned\x07 seen"
+    evil.steps[4].text = "\x1b[31mred"
+    for call in evil.calls:
+        old, call.id = call.id, f"\x1b[1m{call.id}"
+        for step in evil.steps:
+            step.call_id = call.id if step.call_id == old else step.call_id
+    evil.save(home / "evil.json")
+    done = run("explain", str(home / "evil.json"), "--methods", "near", "--top", "20")
+    assert done.code == 0, done.err
+    for text in (done.out, done.err):
+        assert "\x1b" not in text and "\x07" not in text
+    assert "[bold]q[/bold]" in done.out
+
+
+def test_ctrl_c_keeps_what_is_finished(home: Path, folder: Path) -> None:
+    command = [
+        sys.executable, "-m", "tracer", "explain", "run-1", "--methods", "attention,integrated_gradients",
+        "--param", "integrated_gradients.points=1000",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "integrated_gradients" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "stopping" in err and "Traceback" not in err and out == ""
+    with Store(home / "runs.db") as store:
+        methods = [item["method"] for item in store.load("run-1").explanations]
+    assert methods[0] == "attention"

