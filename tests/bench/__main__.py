@@ -1,6 +1,6 @@
 """``make bench``: measure, print a table, write ``results.json``.
 
-``python -m tests.bench [serving] [local] [accuracy]``; all of them if none is named. Rows are written as they are
+``python -m tests.bench [PART ...]``; all of them if none is named. Rows are written as they are
 measured, so a stopped benchmark keeps what it has.
 """
 
@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import accuracy, local, serving
+from tests.bench import accuracy, attention, attribution, local, patching, serving
 from tests.bench.report import Row, save
 
 PARTS: dict[str, Callable[[], Iterator[Row]]] = {
     "serving": serving.measure,
     "local": local.measure,
+    "attribution": attribution.measure,
+    "attention": attention.measure,
+    "patching": patching.measure,
     "accuracy": accuracy.measure,
 }
 
