@@ -285,5 +285,5 @@ def test_the_demo_models_sinks_are_removed_by_default() -> None:
     assert isinstance(sinks, list) and sinks[0] == 0 and len(sinks) < 12
     assert isinstance(removed, float) and 0.1 < removed < 0.5
     assert plain.scores[0] > 0.9
-    assert not sinkless.scores[sinks].any()
+    assert not sinkless.scores[np.array(sinks)].any()
     assert sinkless.scores.sum() == pytest.approx(1, abs=1e-4)

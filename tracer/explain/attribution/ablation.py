@@ -1,0 +1,168 @@
+"""Attribution by taking sources away: leave-one-out, ContextCite and Shapley values.
+
+All of them ask the same question, the target's probability under masks over its sources (`tracer.explain.removal`), and
+differ in which masks they ask about and how they divide the answers among the sources.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
+from tracer.errors import InputError
+from tracer.explain.attribution.lasso import fit_lasso
+from tracer.explain.attribution.parameters import number, whole
+from tracer.explain.base import Context, Finding, Request
+from tracer.explain.removal import Kind, Masks, Removal, logit, removable
+from tracer.replay.recorded import Target
+
+EXACT_SHAPLEY = 6
+"""Most sources whose Shapley values are computed exactly: 64 masks."""
+_CONFIDENT = 1.959964
+
+
+@dataclass(frozen=True, slots=True)
+class _Shares:
+    """Values of the removable sources, with half the width of their 95 % interval where they were sampled."""
+
+    values: NDArray[np.float64]
+    half_width: NDArray[np.float64] | None = None
+    details: dict[str, JsonValue] | None = None
+
+
+def run(context: Context, requests: Sequence[Request], targets: Sequence[Target]) -> Iterator[Finding]:
+    """Run ablation methods; what one of them asked is known to the others.
+
+    Raises:
+        InputError: A parameter cannot be used.
+        CancelledError: Somebody stopped it.
+        EngineUnavailableError: Memory ran out.
+    """
+    solvers = {"leave_one_out": _leave_one_out, "contextcite": _context_cite, "shapley": _shapley}
+    done = 0
+    for target in targets:
+        shared: dict[tuple[str, frozenset[str] | None], Removal] = {}
+        for item in requests:
+            context.check_cancel()
+            kind, kinds = removal_parameters(item)
+            if not removable(context.recorded, target, kinds):
+                # Nothing of the kinds that were asked for was there to be read.
+                yield Finding(item, target, np.zeros(target.end, dtype=np.float32), {"masks": 0})
+                continue
+            removal = shared.setdefault((kind, kinds), _removal(context, target, kind, kinds, shared))
+            shares = solvers[item.method.name](context, removal, item)
+            details: dict[str, JsonValue] = {
+                "removal": kind,
+                "masks": removal.evaluated,
+                "complete": _only(removal, np.ones(len(removal.units), dtype=bool)),
+                **(shares.details or {}),
+            }
+            if shares.half_width is not None:
+                details["half_width_95"] = {
+                    context.recorded.sources[unit].id: float(width)
+                    for unit, width in zip(removal.units, shares.half_width, strict=True)
+                }
+            yield Finding(item, target, removal.spread(shares.values), details)
+            done += 1
+            context.report(done, len(targets) * len(requests))
+
+
+def removal_parameters(item: Request) -> tuple[Kind, frozenset[str] | None]:
+    """How a request wants sources removed, and which kinds of them.
+
+    Raises:
+        InputError: It asks for a way that there is not.
+    """
+    kind, kinds = item.parameters["removal"], item.parameters["kinds"]
+    if kind not in ("delete", "mask"):
+        raise InputError(f"{item.method.name}: removal is {kind!r}; use 'delete' or 'mask'")
+    chosen = kinds.split("+") if isinstance(kinds, str) else kinds
+    if chosen is not None and (not isinstance(chosen, list) or not chosen):
+        raise InputError(f"{item.method.name}: kinds is {kinds!r}; name kinds of sources, such as document+observation")
+    return cast("Kind", kind), None if chosen is None else frozenset(str(name) for name in chosen)
+
+
+def random_masks(count: int, units: int, *, seed: int) -> Masks:
+    """Masks that keep each source with probability one half, ``(count, units)``."""
+    return np.random.default_rng(seed).random((count, units)) < 0.5
+
+
+def _removal(
+    context: Context,
+    target: Target,
+    kind: Kind,
+    kinds: frozenset[str] | None,
+    shared: dict[tuple[str, frozenset[str] | None], Removal],
+) -> Removal:
+    found = shared.get((kind, kinds))
+    return found if found is not None else Removal(context, target, kind=kind, kinds=kinds)
+
+
+def _leave_one_out(context: Context, removal: Removal, item: Request) -> _Shares:
+    """What the target loses with the source: log p(all) - log p(all but it)."""
+    units = len(removal.units)
+    masks = np.concatenate([np.ones((1, units), dtype=bool), ~np.eye(units, dtype=bool)])
+    values = removal.values(masks)
+    return _Shares(values[0] - values[1:])
+
+
+def _context_cite(context: Context, removal: Removal, item: Request) -> _Shares:
+    """Coefficients of a sparse linear model of logit p over random masks (Cohen-Wang et al. 2024, section 3).
+
+    The model is fitted on standardised masks with the target's length divided out, and its coefficients are put back
+    into the units of the masks.
+    """
+    count, penalty = whole(item, "ablations", least=2, most=4096), number(item, "penalty", least=0.0)
+    masks = random_masks(count, len(removal.units), seed=context.seed)
+    written = removal.target.end - removal.target.start
+    outcomes = logit(removal.values(masks))
+    coefficients, intercept = fit_lasso(masks.astype(float), outcomes / written, penalty=penalty)
+    predicted = masks @ coefficients + intercept
+    spread = float(np.var(outcomes / written))
+    fit = 1 - float(np.mean((outcomes / written - predicted) ** 2)) / spread if spread > 0 else 0.0
+    return _Shares(coefficients * written, details={"intercept": intercept * written, "fit_r2": fit})
+
+
+def _shapley(context: Context, removal: Removal, item: Request) -> _Shares:
+    """Shapley values of log p (Shapley 1953): exact for few sources, means over random orders otherwise."""
+    units = len(removal.units)
+    if units <= EXACT_SHAPLEY:
+        return _Shares(_exact_shapley(removal), details={"exact": True})
+    orders = whole(item, "orders", least=2, most=10_000)
+    generator = np.random.default_rng(context.seed)
+    gains = np.empty((orders, units))
+    for index in range(orders):
+        context.check_cancel()
+        order = generator.permutation(units)
+        masks = np.zeros((units + 1, units), dtype=bool)
+        for step, unit in enumerate(order):
+            masks[step + 1 :, unit] = True
+        gains[index, order] = np.diff(removal.values(masks))
+    half = _CONFIDENT * gains.std(0, ddof=1) / math.sqrt(orders)
+    return _Shares(gains.mean(0), half, {"exact": False, "orders": orders})
+
+
+def _exact_shapley(removal: Removal) -> NDArray[np.float64]:
+    units = len(removal.units)
+    masks = np.array(list(itertools.product([False, True], repeat=units)))
+    values = {mask.tobytes(): value for mask, value in zip(masks, removal.values(masks), strict=True)}
+    shares = np.zeros(units)
+    for mask in masks:
+        size = int(mask.sum())
+        for unit in np.flatnonzero(~mask):
+            larger = mask.copy()
+            larger[unit] = True
+            weight = math.factorial(size) * math.factorial(units - size - 1) / math.factorial(units)
+            shares[unit] += weight * (values[larger.tobytes()] - values[mask.tobytes()])
+    return shares
+
+
+def _only(removal: Removal, mask: NDArray[np.bool_]) -> float:
+    return float(removal.values(mask[None])[0])

@@ -1,0 +1,225 @@
+"""How far scores can be trusted: measured by taking away what they point at.
+
+Scores of a method rank the sources of a target. They are faithful to the model if taking away what they rank first
+costs the target more than taking away anything else. All measures are computed on the same trace, by the replica, and
+beside the same measure for random orders of the sources.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
+from tracer.explain.removal import Masks, Removal
+
+RANDOM_ORDERS = 12
+"""Random orders that the baseline is the mean of."""
+POINTS = 8
+"""Points of a deletion or insertion curve beside its two ends."""
+HELD_OUT = 16
+"""Random masks on which predicted and measured effects are compared."""
+_SEED_OF_MASKS = 7919
+"""Keeps held-out masks apart from those that ContextCite was fitted on with the same seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Faithfulness:
+    """Measures of one method's scores for one target.
+
+    Args:
+        sources: Sources that could be removed.
+        lds: Linear datamodelling score: Spearman correlation of the summed scores of kept sources with the target's
+            measured log-probability, over held-out random masks (Park et al. 2023; Cohen-Wang et al. 2024). ``None``
+            where the scores or the measurements do not vary.
+        top_k_drop: log p(all) - log p(without the ``k`` sources of highest score), nats.
+        k: How many sources that were.
+        deletion: Mean log p as sources are removed from the highest score down, relative to random orders: positive
+            where the target suffers more than at random, nats.
+        insertion: Mean log p as sources are added from the highest score down, relative to random orders, nats.
+        deletion_rank: Share of the random orders whose deletion is worse than the method's.
+        gap: Insertion minus deletion of the method's own curves, nats.
+        random_gap: Mean of the same over the random orders.
+        random_spread: Its standard deviation from one random order to the next.
+        passes: Different masks that were evaluated for the target, for all methods together.
+    """
+
+    sources: int
+    lds: float | None
+    top_k_drop: float
+    k: int
+    deletion: float
+    insertion: float
+    deletion_rank: float
+    gap: float
+    random_gap: float
+    random_spread: float
+    passes: int = 0
+
+    def to_document(self) -> dict[str, JsonValue]:
+        """Plain data for the trace."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Curves:
+    deletion: float
+    insertion: float
+
+    @property
+    def gap(self) -> float:
+        """How much more is lost by taking away first what ranks high than by taking it away last."""
+        return self.insertion - self.deletion
+
+
+@dataclass(frozen=True, slots=True)
+class AgainstRandom:
+    """Whether a method ranks sources better than chance, over one or many targets.
+
+    Args:
+        z: Sum of its gaps over those of random orders, in standard deviations of that sum.
+        better: Whether chance alone would reach that in less than one case in twenty.
+    """
+
+    z: float
+    better: bool
+
+
+_ONE_IN_TWENTY = 1.644854
+
+
+def against_random(measures: Sequence[Faithfulness]) -> AgainstRandom:
+    """Pool targets: a single one with few sources can never tell a good order from a lucky one."""
+    above = sum(item.gap - item.random_gap for item in measures)
+    # The mean of the random orders is itself uncertain.
+    variance = sum(item.random_spread**2 * (1 + 1 / RANDOM_ORDERS) for item in measures)
+    z = above / math.sqrt(variance) if variance > 0 else 0.0
+    return AgainstRandom(z, z > _ONE_IN_TWENTY)
+
+
+def measure(
+    removal: Removal,
+    scores: Mapping[str, NDArray[np.floating]],
+    *,
+    seed: int = 0,
+    held_out: int = HELD_OUT,
+    points: int = POINTS,
+    orders: int = RANDOM_ORDERS,
+    k: int | None = None,
+) -> dict[str, Faithfulness]:
+    """Measure several methods on one target; what they ask alike is computed once, and all of it in one tree.
+
+    Args:
+        removal: The target and its removable sources.
+        scores: For each method the values of all sources of the trace, ``(sources,)``; signed ones rank by their
+            signed value, since a source that speaks against the target should go last.
+        seed: For held-out masks and random orders.
+        held_out: Masks for the linear datamodelling score.
+        points: Points of a curve.
+        orders: Random orders for the baseline.
+        k: Sources to drop at once; a fifth of them, at least one, if not given.
+
+    Returns:
+        The measures by method.
+    """
+    units = len(removal.units)
+    masks = heldout_masks(held_out, units, seed=seed)
+    chance = _chance(units, orders, seed)
+    own = {name: removal.of_units(values) for name, values in scores.items()}
+    ranked = {name: np.argsort(-values, kind="stable") for name, values in own.items()}
+    most = k or max(1, round(units / 5))
+    # One question for everything: the prefix tree of all masks is computed once.
+    paths = [path for order in [*ranked.values(), *chance] for path in _paths(order, points)]
+    tops = [_without(order[:most], units) for order in ranked.values()]
+    removal.values(np.concatenate([masks, *paths, *(top[None] for top in tops)]))
+    measured = removal.values(masks)
+    whole = float(removal.values(np.ones((1, units), dtype=bool))[0])
+    random = [_curves(removal, order, points) for order in chance]
+    found: dict[str, Faithfulness] = {}
+    for (name, values), top in zip(own.items(), tops, strict=True):
+        curves = _curves(removal, ranked[name], points)
+        found[name] = Faithfulness(
+            sources=units,
+            lds=spearman(masks @ values, measured),
+            top_k_drop=whole - float(removal.values(top[None])[0]),
+            k=most,
+            deletion=float(np.mean([other.deletion for other in random])) - curves.deletion,
+            insertion=curves.insertion - float(np.mean([other.insertion for other in random])),
+            deletion_rank=float(np.mean([other.deletion > curves.deletion for other in random])),
+            gap=curves.gap,
+            random_gap=float(np.mean([other.gap for other in random])),
+            random_spread=float(np.std([other.gap for other in random], ddof=1 if len(random) > 1 else 0)),
+            passes=removal.evaluated,
+        )
+    return found
+
+
+def _chance(units: int, orders: int, seed: int) -> list[NDArray[np.integer]]:
+    """Random orders of the sources; all orders where there are no more of them."""
+    if math.factorial(units) <= orders:
+        return [np.array(order) for order in itertools.permutations(range(units))]
+    generator = np.random.default_rng(seed)
+    return [generator.permutation(units) for _ in range(orders)]
+
+
+def heldout_masks(count: int, units: int, *, seed: int) -> Masks:
+    """Random masks that no method was fitted on, ``(count, units)``."""
+    return np.random.default_rng([seed, _SEED_OF_MASKS]).random((count, units)) < 0.5
+
+
+def agreement(scores: Mapping[str, NDArray[np.floating]]) -> dict[str, dict[str, float | None]]:
+    """Spearman correlation between the values of methods over the same sources."""
+    return {
+        name: {other: spearman(values, theirs) for other, theirs in scores.items() if other != name}
+        for name, values in scores.items()
+    }
+
+
+def spearman(left: NDArray[np.floating], right: NDArray[np.floating]) -> float | None:
+    """Spearman's rank correlation with mean ranks for ties; ``None`` where one side does not vary."""
+    ranks = [_ranks(np.asarray(side, dtype=np.float64)) for side in (left, right)]
+    spread = [float(side.std()) for side in ranks]
+    if min(spread, default=0.0) == 0.0 or math.isnan(sum(spread)):
+        return None
+    return float(np.mean((ranks[0] - ranks[0].mean()) * (ranks[1] - ranks[1].mean())) / (spread[0] * spread[1]))
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[inverse])
+
+
+def _curves(removal: Removal, order: NDArray[np.integer], points: int) -> _Curves:
+    deletion, insertion = (removal.values(path) for path in _paths(order, points))
+    return _Curves(_area(deletion, order, points), _area(insertion, order, points))
+
+
+def _area(values: NDArray[np.float64], order: NDArray[np.integer], points: int) -> float:
+    """Mean height of the curve over the share of sources, by trapezes."""
+    shares = np.array(_counts(len(order), points)) / len(order)
+    return float(np.sum(np.diff(shares) * (values[1:] + values[:-1]) / 2))
+
+
+def _paths(order: Sequence[int] | NDArray[np.integer], points: int) -> tuple[Masks, Masks]:
+    """Masks of the deletion and of the insertion curve, both ``(points, units)``."""
+    counts = _counts(len(order), points)
+    kept = np.ones((len(counts), len(order)), dtype=bool)
+    for row, count in enumerate(counts):
+        kept[row, np.asarray(order)[:count]] = False
+    return kept, ~kept
+
+
+def _counts(units: int, points: int) -> list[int]:
+    """How many sources are gone at each point of a curve: none, all, and up to ``points`` in between."""
+    return sorted({round(share * units) for share in np.linspace(0, 1, min(units, points + 1) + 1).tolist()})
+
+
+def _without(gone: NDArray[np.integer], units: int) -> NDArray[np.bool_]:
+    mask = np.ones(units, dtype=bool)
+    mask[gone] = False
+    return mask
