@@ -100,8 +100,18 @@ def test_methods_are_listed(run: Run) -> None:
     assert set(listed[0]) == {"name", "family", "summary", "unit", "signed", "cost", "paper", "parameters"}
 
 
+def test_what_scores_are_worth_is_printed(run: Run, home: Path, families: Families) -> None:
+    done = run("explain", "run", "--methods", "near,surprise", "--targets", "answer")
+    assert done.code == 0, done.err
+    for name in ("near", "surprise"):
+        assert re.search(rf"s6 {name}: LDS [+-]\d\.\d\d; without the top \d of \d+ sources the target loses", done.out)
+    # One target with few sources cannot prove anything.
+    assert "is not shown to be better than random on this trace" in done.out
+    assert "not measured yet" not in done.out
+
+
 def test_a_stored_run_is_explained_and_keeps_it(run: Run, home: Path, families: Families) -> None:
-    done = run("explain", "run", "--methods", "near,surprise", "--top", "2")
+    done = run("explain", "run", "--methods", "near,surprise", "--top", "2", "--faithfulness", "none")
     assert done.code == 0, done.err
     assert re.search(r"s5 thought  So in y\.", done.out)
     assert "near (per token)" in done.out and "surprise (nats)" in done.out

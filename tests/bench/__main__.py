@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import accuracy, attention, attribution, local, patching, serving
+from tests.bench import accuracy, attention, attribution, decomposition, local, patching, serving
 from tests.bench.report import Row, save
 
 PARTS: dict[str, Callable[[], Iterator[Row]]] = {
@@ -20,6 +20,7 @@ PARTS: dict[str, Callable[[], Iterator[Row]]] = {
     "local": local.measure,
     "attribution": attribution.measure,
     "attention": attention.measure,
+    "decomposition": decomposition.measure,
     "patching": patching.measure,
     "accuracy": accuracy.measure,
 }

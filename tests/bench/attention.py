@@ -38,12 +38,12 @@ def seconds() -> Iterator[Row]:
     """Pairs of a plain forward pass and all methods on the same tokens."""
     replica = Replica.load("demo")
     recorded = long_trace(TOKENS)
-    _plain(replica, recorded)
+    plain_pass(replica, recorded)
     plain: list[float] = []
     ours: list[float] = []
     for _ in range(3):
-        plain.append(_timed(lambda: _plain(replica, recorded)))
-        ours.append(_timed(lambda: _explain(replica, recorded)))
+        plain.append(timed(lambda: plain_pass(replica, recorded)))
+        ours.append(timed(lambda: _explain(replica, recorded)))
     ratios = [whole / part for whole, part in zip(ours, plain, strict=True)]
     note = (
         f"{len(NAMES)} methods at once, {STEPS} steps of {COMPLETION // STEPS} tokens, fp32, "
@@ -81,9 +81,9 @@ def long_trace(tokens: int) -> Recorded:
 
 
 @torch.inference_mode()
-def _plain(replica: Replica, recorded: Recorded) -> None:
-    """The bare model with PyTorch's attention kernel, without logits."""
-    ids = torch.as_tensor(recorded.sequences[0].token_ids)[None]
+def plain_pass(replica: Replica, recorded: Recorded) -> None:
+    """The bare model with PyTorch's attention kernel on the longest sequence, without logits."""
+    ids = torch.as_tensor(max((item.token_ids for item in recorded.sequences), key=len))[None]
     replica.model.set_attn_implementation("sdpa")
     try:
         replica.model.base_model(input_ids=ids, use_cache=False)
@@ -98,7 +98,7 @@ def _explain(replica: Replica, recorded: Recorded) -> None:
         raise AssertionError(f"{len(found)} findings")
 
 
-def _timed(action: Callable[[], None]) -> float:
+def timed(action: Callable[[], None]) -> float:
     began = time.perf_counter()
     action()
     return time.perf_counter() - began
@@ -118,7 +118,7 @@ def _child(what: str) -> None:
     replica, recorded = Replica.load("demo"), long_trace(LONG)
     # Forget the peak of loading, which is higher than that of a forward pass.
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    {"plain": _plain, "explain": _explain}[what](replica, recorded)
+    {"plain": plain_pass, "explain": _explain}[what](replica, recorded)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 

@@ -170,7 +170,7 @@ def test_effects_on_group_a_equal_a_pass_for_each_head(
     family: str, function: TargetFunction, ablation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Heads of a layer in several blocks.
-    monkeypatch.setattr("tracer.explain.attribution.patching._ROWS", 40)
+    monkeypatch.setattr("tracer.explain.attribution.rerun._ROWS", {"cpu": 40})
     plain = Plain(family, Recorded(TRACE).sequences[0].token_ids.tolist())
     found, _ = explained(family, function, group_a=5, group_b=100, first_hop=3, ablation=ablation)
     for finding in found:

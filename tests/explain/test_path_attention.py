@@ -146,7 +146,7 @@ def test_a_randomised_path_equals_autograd_over_whole_matrices(
     monkeypatch.setattr(path_attention, "noise", kept)
     # Several blocks of noise and several batches of points.
     monkeypatch.setattr(path_attention, "_BLOCK", 5)
-    monkeypatch.setattr(path_attention, "_ROWS", 50)
+    monkeypatch.setattr("tracer.explain.attribution.rerun._ROWS", {"cpu": 50})
     recorded = Recorded(TRACE)
     context = Context(Replica(tiny_model(family)), recorded, target_function=function, seed=3)
     whole = Whole(family, 1)

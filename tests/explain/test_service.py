@@ -24,6 +24,9 @@ from tracer.errors import (
     TracerError,
     UnknownNameError,
 )
+from tracer.explain.base import Context
+from tracer.explain.faithfulness import Faithfulness, against_random
+from tracer.explain.removal import Removal
 from tracer.replay.model import Replica
 from tracer.replay.recorded import Recorded
 from tracer.store import Arrays, Store
@@ -80,7 +83,7 @@ def test_the_document_holds_what_the_contract_names_and_sums_of_token_scores(
     trace: Trace, replica: Replica, families: Families
 ) -> None:
     before = trace.to_json()
-    report = tracer.explain(trace, methods=OWN, replica=replica)
+    report = tracer.explain(trace, methods=OWN, replica=replica, faithfulness="none")
     assert trace.to_json() == before
     document = report.trace.explanations[0]
     assert set(document) >= CONTRACT
@@ -459,8 +462,37 @@ def test_progress_names_its_stages(trace: Trace, folder: Path, families: Familie
     seen: list[Any] = []
     tracer.explain(trace, methods=["near"], replica=str(folder), progress=seen.append)
     assert stages(seen)[0] == "loading the replica"
-    assert stages(seen)[-2:] == ["checking the replica", "near"]
-    assert (seen[-1].done, seen[-1].total) == (4, 4)
+    assert stages(seen)[-3:] == ["checking the replica", "near", "measuring faithfulness"]
+    assert (seen[-1].done, seen[-1].total) == (1, 1)
+
+
+def test_scores_come_with_what_they_are_worth(trace: Trace, replica: Replica, families: Families) -> None:
+    report = tracer.explain(trace, methods=OWN, replica=replica)
+    for explanation in report.explanations:
+        assert explanation.faithfulness is not None
+        measured = explanation.faithfulness["targets"]
+        assert isinstance(measured, dict)
+        # The answer alone, unless more is asked for.
+        assert list(measured) == ["s6"]
+        found = Faithfulness.from_document(measured["s6"])
+        assert found.to_document() == measured["s6"]
+        assert explanation.faithfulness["better_than_random"] is against_random([found]).better
+    # By hand: what the answer loses without the sources that the method ranks first.
+    near = report.explanation("near")
+    removal = Removal(Context(replica, Recorded(trace)), Recorded(trace).target("s6"))
+    order = np.argsort(-removal.of_units(np.array(near.row("s6"))), kind="stable")
+    mask = np.ones((2, len(order)), dtype=bool)
+    mask[1, order[: found.k]] = False
+    first = Faithfulness.from_document(near.faithfulness["targets"]["s6"])  # type: ignore[index, call-overload]
+    assert first.top_k_drop == pytest.approx(-np.diff(removal.values(mask))[0], abs=1e-4)
+
+    every = tracer.explain(report.trace, methods=OWN, replica=replica, faithfulness="all")
+    targets = every.explanation("near").faithfulness["targets"]  # type: ignore[index]
+    assert isinstance(targets, dict)
+    assert set(targets) == {"s2", "s3", "s5", "s6"}
+    assert targets["s6"] == first.to_document()
+    with pytest.raises(UnknownNameError, match="did you mean 'answer'"):
+        tracer.explain(trace, methods=OWN, replica=replica, faithfulness="answers")  # type: ignore[arg-type]
 
 
 def test_the_graph_carries_the_influence_between_steps(trace: Trace, replica: Replica, families: Families) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from tracer.explain.base import TargetFunction
+    from tracer.explain.service import Trusted
     from tracer.store import Arrays, Store
     from tracer.trace.trace import Trace
 
@@ -53,6 +54,13 @@ def explain(
         int | None, typer.Option(metavar="N", help="Cut documents and observations into chunks of N tokens at most.")
     ] = None,
     seed: Annotated[int, typer.Option(help="For everything drawn at random.")] = 0,
+    faithfulness: Annotated[
+        str,
+        typer.Option(
+            metavar="answer|all|none",
+            help="For which targets to measure, by taking sources away, what scores are worth.",
+        ),
+    ] = "answer",
     low_memory: Annotated[bool, typer.Option("--low-memory", help="Recompute instead of keeping.")] = False,
     top: Annotated[int, typer.Option(help="Sources shown for each step and method.", min=1)] = 5,
     out_file: Annotated[Path | None, typer.Option("--out", help="Write the explained trace here.")] = None,
@@ -95,6 +103,7 @@ def explain(
                     seed=seed,
                     store=kept,
                     arrays=arrays,
+                    faithfulness=cast("Trusted", faithfulness),
                     force=force,
                     low_memory=low_memory,
                     progress=None if as_json else progress,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from tracer.console import KIND_STYLES, one_line, out
+from tracer.explain.faithfulness import Faithfulness, against_random
 from tracer.explain.influence import influences
 from tracer.trace.explanation import Explanation, ExplanationSource
 from tracer.trace.trace import Step
@@ -41,6 +42,8 @@ def print_report(report: Report, *, top: int) -> None:
             if target in report.targets:
                 _print_through(explanation, target, steps, top)
     out.print(_parity_line(report.parity))
+    for explanation in report.explanations:
+        _print_trust(explanation, report.targets)
     unmeasured = [explanation.method for explanation in report.explanations if explanation.faithfulness is None]
     if unmeasured:
         out.print(
@@ -70,6 +73,34 @@ def _print_through(explanation: Explanation, target: str, steps: dict[str, Step]
         line = Text(f"        {item.through:6.1%} ({item.direct:6.1%}) ")
         line.append(_bar(item.through), style="green" if item.root else "dim")
         out.print(line.append(f" {_label(item.source, steps)}"))
+
+
+def _print_trust(explanation: Explanation, targets: Iterable[str]) -> None:
+    """How far the scores can be trusted: a line for each target that was measured, and what they prove together."""
+    measured = (explanation.faithfulness or {}).get("targets")
+    if not isinstance(measured, dict):
+        return
+    for target in targets:
+        if target not in measured:
+            continue
+        found = Faithfulness.from_document(measured[target])
+        lds = "-" if found.lds is None else f"{found.lds:+.2f}"
+        out.print(
+            f"{one_line(target, 40):>5} {explanation.method}: LDS {lds}; without the top {found.k} of {found.sources} "
+            f"sources the target loses {found.top_k_drop:.2f} nats; deletion {found.deletion:+.2f} and insertion "
+            f"{found.insertion:+.2f} nats against random orders",
+            markup=False,
+            highlight=False,
+        )
+    pooled = against_random([Faithfulness.from_document(item) for item in measured.values()])
+    if not pooled.better:
+        out.print(
+            Text(
+                f"      {explanation.method} is not shown to be better than random on this trace (z = {pooled.z:.1f} "
+                f"over {len(measured)} measured targets)",
+                style="yellow",
+            )
+        )
 
 
 def _bar(share: float) -> str:

@@ -15,6 +15,7 @@ from pydantic import JsonValue
 
 from tracer.errors import ModelError, StoreError, TraceFormatError, TraceNotFoundError
 from tracer.explain.base import Cost, Finding, Request, TargetFunction
+from tracer.explain.faithfulness import Faithfulness, against_random
 from tracer.explain.influence import through_steps
 from tracer.replay.parity import Parity
 from tracer.replay.recorded import Recorded
@@ -113,6 +114,43 @@ class Draft:
             }
         )
         self.tokens[step_id] = np.asarray(finding.scores, dtype=np.float32)
+        self._forget_trust(step_id)
+        self.changed = True
+
+    def _forget_trust(self, step_id: str) -> None:
+        """Scores that were computed again are to be measured again."""
+        if self.measured(step_id):
+            own = dict(self.explanation.faithfulness or {})
+            rest = {key: value for key, value in cast("dict[str, JsonValue]", own["targets"]).items() if key != step_id}
+            update = {**own, "targets": rest} if rest else None
+            self.explanation = self.explanation.model_copy(update={"faithfulness": update})
+
+    def measured(self, step_id: str) -> bool:
+        """Whether the faithfulness of a target's scores is known."""
+        known = (self.explanation.faithfulness or {}).get("targets")
+        return isinstance(known, dict) and step_id in known
+
+    def trust(self, step_id: str, found: Faithfulness, agrees: Mapping[str, float | None]) -> None:
+        """Take in how faithful the scores of one target are.
+
+        Args:
+            step_id: The target.
+            found: What was measured.
+            agrees: Rank correlation with the other methods on this target.
+        """
+        own = dict(self.explanation.faithfulness or {})
+        targets = {**cast("dict[str, JsonValue]", own.get("targets") or {}), step_id: found.to_document()}
+        before = cast("dict[str, JsonValue]", own.get("agreement") or {})
+        agreement: dict[str, JsonValue] = {**before, step_id: cast("dict[str, JsonValue]", dict(agrees))}
+        pooled = against_random([Faithfulness.from_document(item) for item in targets.values()])
+        document: dict[str, JsonValue] = {
+            "targets": targets,
+            "agreement": agreement,
+            "z": pooled.z,
+            "better_than_random": pooled.better,
+            "removal": "delete",
+        }
+        self.explanation = self.explanation.model_copy(update={"faithfulness": document})
         self.changed = True
 
     def finish(self, answers: Sequence[str], cost: Cost) -> None:

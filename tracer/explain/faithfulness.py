@@ -10,20 +10,25 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from tracer.explain.removal import Masks, Removal
+from tracer.errors import TraceFormatError
 
-RANDOM_ORDERS = 12
+if TYPE_CHECKING:
+    from tracer.explain.removal import Masks, Removal
+
+RANDOM_ORDERS = 6
 """Random orders that the baseline is the mean of."""
-POINTS = 8
+POINTS = 3
 """Points of a deletion or insertion curve beside its two ends."""
-HELD_OUT = 16
+HELD_OUT = 12
 """Random masks on which predicted and measured effects are compared."""
+_DECIMALS = 4
 _SEED_OF_MASKS = 7919
 """Keeps held-out masks apart from those that ContextCite was fitted on with the same seed."""
 
@@ -64,6 +69,18 @@ class Faithfulness:
     def to_document(self) -> dict[str, JsonValue]:
         """Plain data for the trace."""
         return asdict(self)
+
+    @classmethod
+    def from_document(cls, document: JsonValue) -> Self:
+        """What `to_document` wrote.
+
+        Raises:
+            TraceFormatError: It is something else.
+        """
+        names = {item.name for item in fields(cls)}
+        if not isinstance(document, dict) or set(document) != names:
+            raise TraceFormatError("a stored faithfulness cannot be read; explain the trace again")
+        return cls(**document)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +154,8 @@ def measure(
     paths = [path for order in [*ranked.values(), *chance] for path in _paths(order, points)]
     tops = [_without(order[:most], units) for order in ranked.values()]
     removal.values(np.concatenate([masks, *paths, *(top[None] for top in tops)]))
-    measured = removal.values(masks)
+    # Differences that are rounding of float32 are no ranking.
+    measured = removal.values(masks).round(_DECIMALS)
     whole = float(removal.values(np.ones((1, units), dtype=bool))[0])
     random = [_curves(removal, order, points) for order in chance]
     found: dict[str, Faithfulness] = {}

@@ -17,6 +17,7 @@ _FAMILIES = {
     "attention": "tracer.explain.attribution.attention",
     "flow": "tracer.explain.attribution.flow",
     "ablation": "tracer.explain.attribution.ablation",
+    "decomposition": "tracer.explain.attribution.decomposition",
     "reading": "tracer.explain.attribution.reading",
     "patching": "tracer.explain.attribution.patching",
 }
@@ -24,6 +25,7 @@ _FAMILIES = {
 
 _NATS = "nats"
 _SHARE = "share of attention"
+_RESIDUAL = "share of the residual"
 
 METHODS: Mapping[str, Method] = {
     method.name: method
@@ -162,6 +164,34 @@ METHODS: Mapping[str, Method] = {
             "slow",
             "Shapley 1953; Strumbelj & Kononenko 2014 (sampling)",
             {"orders": 32, "removal": "delete", "kinds": None},
+        ),
+        Method(
+            "alti",
+            "decomposition",
+            "each token's share in the residual stream behind attention, multiplied through the layers",
+            _RESIDUAL,
+            False,
+            "moderate",
+            "Ferrando et al. 2022, arXiv:2203.04212",
+        ),
+        Method(
+            "alti_logit",
+            "decomposition",
+            "what attention added to the target's logits, handed on to the input; feed-forward parts are told apart",
+            "logits",
+            True,
+            "moderate",
+            "Ferrando et al. 2023, arXiv:2305.12535",
+        ),
+        Method(
+            "span",
+            "decomposition",
+            "share in the whole target's residual stream; what falls on earlier steps is handed on to what they read",
+            _RESIDUAL,
+            False,
+            "cheap",
+            "FlashTrace 2026 (span form with recursive hops)",
+            {"hops": 1},
         ),
         Method(
             "two_hop",

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from tracer.explain import methods as registry
 from tracer.explain.arguments import choose_targets, foil_token, parse_requests
 from tracer.explain.base import Context, Request, TargetFunction
 from tracer.explain.document import Draft, Kept, Setting, Tokens, content_sha256
+from tracer.explain.faithfulness import agreement, measure
+from tracer.explain.removal import Removal, removable
 from tracer.replay.forward import Wanted, replay
 from tracer.replay.model import Replica, memory_error
 from tracer.replay.parity import Parity, check_identity, compare, refuse
@@ -33,6 +35,7 @@ from tracer.trace.trace import Trace
 
 DEFAULT_METHODS = ("attention_rollout_sinkless", "grad_x_input")
 """One cheap method of each kind, until measured faithfulness decides."""
+Trusted = Literal["answer", "all", "none"]
 SAVE_SECONDS = 5.0
 """What a killed process can lose of a family's work."""
 
@@ -119,6 +122,7 @@ def explain(
     seed: int = 0,
     store: Store | None = None,
     arrays: Arrays | None = None,
+    faithfulness: Trusted = "answer",
     force: bool = False,
     low_memory: bool = False,
     progress: Progress | None = None,
@@ -144,6 +148,8 @@ def explain(
         seed: For everything drawn at random.
         store: Keeps the explanations, if this trace is in it.
         arrays: Where token scores go; beside the store's database if not given, nowhere without a store.
+        faithfulness: For which of the targets it is measured how faithful the scores are, by taking sources away:
+            those of the final ``answer``, ``all``, or ``none``.
         force: Go on without recorded token ids, or where the replica does not reproduce the recorded
             log-probabilities; the result is marked.
         low_memory: Recompute instead of keeping.
@@ -163,6 +169,8 @@ def explain(
         ``trace`` of the exception is the trace with what was finished.
     """
     requests = parse_requests(methods or DEFAULT_METHODS, parameters or {})
+    if faithfulness not in get_args(Trusted):
+        raise UnknownNameError("choice of targets for faithfulness", faithfulness, get_args(Trusted))
     if target_function not in get_args(TargetFunction):
         raise UnknownNameError("target function", target_function, get_args(TargetFunction))
     if foil is not None and target_function != "contrast":
@@ -194,7 +202,7 @@ def explain(
         cancel=cancel,
     )
     try:
-        return work.run(requests, choose_targets(recorded, targets), force=force)
+        return work.run(requests, choose_targets(recorded, targets), faithfulness=faithfulness, force=force)
     except TracerError as error:
         error.trace = work.kept.trace
         raise
@@ -212,7 +220,9 @@ class _Work:
     cancel: threading.Event | None
     drafts: dict[str, Draft] = field(default_factory=dict)
 
-    def run(self, requests: Sequence[Request], targets: Sequence[Target], *, force: bool) -> Report:
+    def run(
+        self, requests: Sequence[Request], targets: Sequence[Target], *, faithfulness: Trusted, force: bool
+    ) -> Report:
         """Compute what is missing."""
         check_identity(self.recorded, self.replica)
         self._check_length()
@@ -230,6 +240,9 @@ class _Work:
             for missing, members in lacking.items():
                 if missing:
                     self._family(members, [target for target in targets if target.step_id in missing])
+        if faithfulness != "none":
+            answers = set(self._answers())
+            self._trust([item for item in targets if faithfulness == "all" or item.step_id in answers])
         drafts = list(self.drafts.values())
         return Report(
             self.kept.trace,
@@ -264,16 +277,7 @@ class _Work:
     def _family(self, requests: Sequence[Request], targets: Sequence[Target]) -> None:
         """Run methods that share their passes; whatever they yield is kept."""
         names = ", ".join(request.method.name for request in requests)
-        context = Context(
-            replica=self.replica,
-            recorded=self.recorded,
-            target_function=self.setting.target_function,
-            foil=self.setting.foil,
-            seed=self.setting.seed,
-            low_memory=self.low_memory,
-            progress=lambda done, total: self._report(names, done, total, "units"),
-            cancel=self.cancel,
-        )
+        context = self._context(names)
         family = registry.load_family(requests[0].method.family)
         saved = time.monotonic()
         try:
@@ -286,6 +290,43 @@ class _Work:
                         saved = time.monotonic()
         finally:
             self._save(context)
+
+    def _context(self, stage: str) -> Context:
+        return Context(
+            replica=self.replica,
+            recorded=self.recorded,
+            target_function=self.setting.target_function,
+            foil=self.setting.foil,
+            seed=self.setting.seed,
+            low_memory=self.low_memory,
+            progress=lambda done, total: self._report(stage, done, total, "units"),
+            cancel=self.cancel,
+        )
+
+    def _trust(self, targets: Sequence[Target]) -> None:
+        """Measure how faithful the scores of targets are, all methods of a target together."""
+        context = self._context("measuring faithfulness")
+        # A single source can only come first: there is nothing to measure.
+        lacking = {
+            target: [draft for draft in self.drafts.values() if not draft.measured(target.step_id)]
+            for target in targets
+            if len(removable(self.recorded, target, None)) > 1
+        }
+        lacking = {target: drafts for target, drafts in lacking.items() if drafts}
+        for number, (target, drafts) in enumerate(lacking.items()):
+            context.report(number, len(lacking))
+            rows = {name: np.array(draft.explanation.row(target.step_id)) for name, draft in self.drafts.items()}
+            with _memory_guard():
+                removal = Removal(context, target)
+                found = measure(
+                    removal, {draft.request.method.name: rows[draft.request.method.name] for draft in drafts}
+                )
+            agrees = agreement({name: removal.of_units(row) for name, row in rows.items()})
+            for draft in drafts:
+                name = draft.request.method.name
+                draft.trust(target.step_id, found[name], agrees[name])
+                self.kept.put(draft)
+            context.report(number + 1, len(lacking))
 
     def _save(self, context: Context) -> None:
         answers = self._answers()

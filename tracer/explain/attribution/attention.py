@@ -9,7 +9,6 @@ what `tracer.explain.attribution.tree_attention` keeps; the resolvent adds one m
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from tracer.errors import InputError
+from tracer.explain.attribution.carriers import TINY, Carrier, Product
 from tracer.explain.attribution.sinks import Sinks, mean_received
 from tracer.explain.attribution.tree_attention import Block, Branches, TreeAttention, memory_guard
 from tracer.explain.base import Context, Finding, Request
@@ -25,8 +25,6 @@ from tracer.replay.recorded import Target
 from tracer.replay.tree import PrefixTree
 
 _SINKLESS = "attention_rollout_sinkless"
-_TINY = 1e-30
-"""Shares below this are dropped: denormal numbers slow products down and say nothing."""
 
 
 def run(context: Context, requests: Sequence[Request], targets: Sequence[Target]) -> Iterator[Finding]:
@@ -72,31 +70,7 @@ def _findings(context: Context, branches: Branches, requests: Sequence[Request])
     ]
 
 
-class _Carrier(ABC):
-    """Carries the targets' shares down through the layers by one method."""
-
-    @abstractmethod
-    def needed(self, layer: int) -> torch.Tensor:
-        """Tokens whose attention in a layer is read, ``(tokens,)`` of bool."""
-
-    @abstractmethod
-    def cross(self, layer: int, block: Block) -> None:
-        """Read a block of a layer's attention."""
-
-    def descend(self) -> None:
-        """All blocks of a layer have been read."""
-        return
-
-    @abstractmethod
-    def shares(self) -> torch.Tensor:
-        """The result, ``(tokens, targets)``."""
-
-    def details(self, number: int) -> Mapping[str, JsonValue]:
-        """What else is known of a target."""
-        return {}
-
-
-class _Raw(_Carrier):
+class _Raw(Carrier):
     """The weights of one layer, or their mean over all."""
 
     def __init__(self, starts: torch.Tensor, layers: range) -> None:
@@ -116,33 +90,7 @@ class _Raw(_Carrier):
         return self._total / len(self._layers)
 
 
-class _Product(_Carrier):
-    """e times the product over layers, the top one first, of (1 - passing) A + passing I.
-
-    Half passes by in rollout (Abnar & Zuidema 2020, section 3.1), nothing in the cumulative product.
-    """
-
-    def __init__(self, starts: torch.Tensor, *, passing: float) -> None:
-        self._state = starts.clone()
-        self._received = torch.zeros_like(starts)
-        self._passing = passing
-
-    def needed(self, layer: int) -> torch.Tensor:
-        return self._state.any(1)
-
-    def cross(self, layer: int, block: Block) -> None:
-        self._received.index_add_(0, block.columns, block.weights.T @ self._state[block.rows])
-
-    def descend(self) -> None:
-        moved = self._received.mul_(1 - self._passing).add_(self._state, alpha=self._passing)
-        self._received = self._state.zero_()
-        self._state = moved.masked_fill_(moved < _TINY, 0)
-
-    def shares(self) -> torch.Tensor:
-        return self._state
-
-
-class _Sinkless(_Product):
+class _Sinkless(Product):
     """Rollout over A with the sinks' columns removed and each row scaled back to a sum of one.
 
     A row that reads nothing but sinks keeps its own token. Neither needs a changed copy of A: rows are scaled before
@@ -164,7 +112,7 @@ class _Sinkless(_Product):
     def cross(self, layer: int, block: Block) -> None:
         kept = self._kept[block.columns]
         left = (block.weights @ kept)[:, self._sets]
-        empty = left < _TINY
+        empty = left < TINY
         state = self._state[block.rows]
         scaled = (state / left).masked_fill_(empty, 0)
         self._received.index_add_(0, block.columns, (block.weights.T @ scaled) * kept[:, self._sets])
@@ -177,7 +125,7 @@ class _Sinkless(_Product):
         return {"sinks": positions, "removed": removed}
 
 
-class _Resolvent(_Carrier):
+class _Resolvent(Carrier):
     """(1 - g) e A (I - g A)^-1 = (1 - g) (e A + g e A^2 + ...) with A the mean over heads and layers.
 
     A reads backwards only, so the solution goes over the tree from its leaves to its root, one triangular system for
@@ -238,15 +186,15 @@ def _carrier(
     branches: Branches,
     layers: int,
     received: Sequence[NDArray[np.float64]],
-) -> _Carrier:
+) -> Carrier:
     name = request.method.name
     if name == "attention":
         layer = _layer(request, layers)
         return _Raw(starts, range(layers) if layer is None else range(layer, layer + 1))
     if name == "attention_rollout":
-        return _Product(starts, passing=0.5)
+        return Product(starts, passing=0.5)
     if name == "attention_product":
-        return _Product(starts, passing=0.0)
+        return Product(starts, passing=0.0)
     if name == _SINKLESS:
         share, factor = _number(request, "sink_share"), _number(request, "sink_factor")
         return _Sinkless(starts, Sinks.of(received, branches, share=share, factor=factor), layers)

@@ -29,7 +29,7 @@ from tracer.errors import InputError, ModelError
 from tracer.explain.attribution.objective import check_foil
 from tracer.explain.attribution.parameters import sink_rule, whole
 from tracer.explain.attribution.reading import strongest
-from tracer.explain.attribution.rerun import Meant, captured_targets
+from tracer.explain.attribution.rerun import Meant, captured_targets, versions_at_once
 from tracer.explain.attribution.sinks import Sinks, mean_received
 from tracer.explain.attribution.tree_attention import Branches, TreeAttention, memory_guard
 from tracer.explain.base import Context, Finding, Request
@@ -40,8 +40,6 @@ from tracer.replay.model import Replica
 from tracer.replay.recorded import Target
 from tracer.replay.tree import Node
 
-_ROWS = 2048
-"""Rows that run through a layer side by side: more are no faster and take more memory."""
 _SCORES = 1 << 24
 """Attention weights that are held at once."""
 
@@ -154,7 +152,7 @@ class _Patched:
         effects = np.zeros((last, heads))
         hop = sorted(hop)
         rows = range(hop[0], self._rows.stop)
-        step = max(1, _ROWS // len(rows))
+        step = versions_at_once(self._context.replica, len(rows))
         run_rows = 0
         for layer in range(last):
             without = self._silenced(layer, hop)

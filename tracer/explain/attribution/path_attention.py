@@ -28,7 +28,7 @@ from pydantic import JsonValue
 
 from tracer.explain.attribution.objective import check_foil
 from tracer.explain.attribution.parameters import layer_number, whole
-from tracer.explain.attribution.rerun import Meant, captured_targets
+from tracer.explain.attribution.rerun import Meant, captured_targets, versions_at_once
 from tracer.explain.attribution.tree_attention import memory_guard
 from tracer.explain.base import Context, Finding, Request
 from tracer.replay.attention import Plan, Rule, visible, weights
@@ -38,8 +38,6 @@ from tracer.replay.tree import Node
 
 _STEPS = 500
 _BETAS = (1e-4, 0.02)
-_ROWS = 2048
-"""Rows that run through a layer side by side."""
 _LOGITS = 1 << 25
 """Logits with a gradient that are held at once: 128 MiB in float32, and about twice that for the gradient."""
 _BLOCK = 64
@@ -136,8 +134,8 @@ class _Path:
         self._weights = weights(queries, captured.keys[layer][:, :stop].float(), self._rule)
         outputs = captured.heads[layer][:stop].float()
         self._outputs = outputs.view(stop, heads, -1).transpose(0, 1)
-        tokens = len(self._rows)
-        self._batch = max(1, min(_ROWS // stop, _LOGITS // (tokens * context.replica.vocabulary)))
+        logits = len(self._rows) * context.replica.vocabulary
+        self._batch = max(1, min(versions_at_once(context.replica, stop), _LOGITS // logits))
 
     def sample(self, number: int) -> NDArray[np.float64]:
         """Scores with one baseline, ``(rows.stop,)``."""

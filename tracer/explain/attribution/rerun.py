@@ -9,10 +9,18 @@ import torch
 from tracer.explain.attribution.objective import objective, runner_up
 from tracer.explain.base import Context
 from tracer.replay.layers import Captured, capture
+from tracer.replay.model import Replica
 from tracer.replay.recorded import Target
 
 _LOGITS = 1 << 26
 """Logits that are held at once: 256 MiB in float32."""
+_ROWS = {"cpu": 512, "cuda": 8192}
+"""Rows that run through a layer side by side, by device: on a CPU more of them leave its cache and take longer each."""
+
+
+def versions_at_once(replica: Replica, rows: int) -> int:
+    """How many versions of so many rows should run through a layer side by side."""
+    return max(1, _ROWS.get(replica.device.type, _ROWS["cpu"]) // rows)
 
 
 class Meant:

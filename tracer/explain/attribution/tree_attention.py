@@ -9,23 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from tracer.engines.loading import out_of_memory
-from tracer.explain.base import Context
+from tracer.explain.base import Context, Progress
 from tracer.replay.attention import Rule, weights
-from tracer.replay.forward import CHUNK, Wanted, replay
+from tracer.replay.forward import CHUNK, Replayed, Wanted, replay
 from tracer.replay.model import memory_error
 from tracer.replay.recorded import Recorded, Target
 from tracer.replay.tree import Ids, Node, PrefixTree, build_tree
 
-_SCORES = {"cpu": 1 << 20, "cuda": 1 << 25}
-"""Scores of one block over all heads, by device: on a CPU they shall stay in its cache, 4 MiB in float32."""
+_SCORES = {"cpu": 1 << 21, "cuda": 1 << 25}
+"""Scores of one block over all heads, by device: on a CPU they shall stay in its cache, 8 MiB in float32."""
 _MOST_ROWS = 128
+_KEPT = 1 << 28
+"""Bytes of head-mean weights that are kept for a second sweep, where all of them fit: up to about 1,600 tokens of
+24 layers."""
 _LOW_MEMORY_GROUPS = 4
 
 
@@ -38,7 +41,8 @@ class Block:
         rows: Indices of the tokens that read.
         columns: Indices of the tokens that they may read, ``(columns,)``, at consecutive positions.
         position: Position of the first column.
-        weights: Mean over heads, ``(rows, columns)`` in float32; each row sums to one.
+        weights: Mean over heads, ``(rows, columns)`` in float32, or those of each head, ``(heads, rows, columns)``;
+            each row sums to one.
     """
 
     node: Node
@@ -51,6 +55,15 @@ class Block:
     def first_row(self) -> int:
         """Position of the first token that reads."""
         return self.node.position + int(self.rows.start) - self.node.start
+
+    def trimmed(self, first: int, last: int) -> Block | None:
+        """The part between two rows of the node, ``None`` if there is none."""
+        start, stop = max(self.rows.start, self.node.start + first), min(self.rows.stop, self.node.start + last)
+        if start >= stop:
+            return None
+        columns = self.node.position + stop - self.node.start - self.position
+        weights = self.weights[start - self.rows.start : stop - self.rows.start, :columns]
+        return Block(self.node, slice(start, stop), self.columns[:columns], self.position, weights)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,7 +121,7 @@ class TreeAttention:
         context: Model, progress and cancellation; the replays are added to its cost. With ``low_memory`` queries and
             keys of a quarter of the layers are kept at a time, and the tree is replayed for each quarter.
         tree: The tokens.
-        sweeps: How often the caller will go through all layers; for the progress only.
+        sweeps: How often the caller will go through all layers.
     """
 
     def __init__(self, context: Context, tree: PrefixTree, *, sweeps: int = 1) -> None:
@@ -121,6 +134,9 @@ class TreeAttention:
         self._queries: dict[tuple[int, int], torch.Tensor] = {}
         self._keys: dict[tuple[int, int], torch.Tensor] = {}
         self._rules: dict[int, Rule] = {}
+        self._kept: dict[tuple[int, int], list[Block]] = {}
+        pairs = sum(len(node.token_ids) * (node.position + len(node.token_ids)) for node in tree.nodes)
+        self._keeps = sweeps > 1 and not context.low_memory and 4 * self.layers * pairs <= _KEPT
         self._done = 0
         replays = -(-self.layers // self._size)
         # The second of two sweeps, which go in opposite directions, begins with the layers that the first one left.
@@ -152,11 +168,37 @@ class TreeAttention:
         wanted = needed.cpu().numpy()
         for node in self.tree.nodes:
             rows = np.flatnonzero(wanted[node.start : node.end])
+            if not len(rows):
+                continue
+            first, last = int(rows[0]), int(rows[-1]) + 1
+            if kept := self._kept.get((layer, node.number)):
+                yield from (part for block in kept if (part := block.trimmed(first, last)) is not None)
+                continue
+            seen: list[Block] = []
+            whole = self._keeps and (first, last) == (0, len(node.token_ids))
+            for block in self._node_blocks(layer, node, first, last):
+                if whole:
+                    seen.append(block)
+                yield block
+            self._kept[layer, node.number] = seen
+        self._advance(1)
+
+    def heads(self, layer: int, needed: torch.Tensor) -> Iterator[Block]:
+        """Attention weights of each head of a layer; see `blocks`."""
+        self._context.check_cancel()
+        self._hold(layer)
+        wanted = needed.cpu().numpy()
+        for node in self.tree.nodes:
+            rows = np.flatnonzero(wanted[node.start : node.end])
             if len(rows):
-                yield from self._node_blocks(layer, node, int(rows[0]), int(rows[-1]) + 1)
+                yield from self._head_blocks(layer, node, int(rows[0]), int(rows[-1]) + 1)
         self._advance(1)
 
     def _node_blocks(self, layer: int, node: Node, first: int, last: int) -> Iterator[Block]:
+        for block in self._head_blocks(layer, node, first, last):
+            yield replace(block, weights=block.weights.mean(0))
+
+    def _head_blocks(self, layer: int, node: Node, first: int, last: int) -> Iterator[Block]:
         rule = self._rules[layer]
         queries = self._queries[layer, node.number].float()
         keys = torch.cat([self._keys[layer, ancestor.number] for ancestor in node.path], dim=1).float()
@@ -168,7 +210,7 @@ class TreeAttention:
             begin = 0 if rule.window is None else max(0, node.position + start - rule.window + 1)
             heads = weights(queries[:, start:stop], keys[:, begin:end], rule, last=end - begin)
             columns = self._columns[node.number][begin:end]
-            yield Block(node, slice(node.start + start, node.start + stop), columns, begin, heads.mean(0))
+            yield Block(node, slice(node.start + start, node.start + stop), columns, begin, heads)
 
     def _hold(self, layer: int) -> None:
         if layer in self._held:
@@ -178,15 +220,17 @@ class TreeAttention:
         self._queries.clear()
         self._keys.clear()
         done = self._done
-        replayed = replay(
-            self._context.replica,
-            self.tree,
-            Wanted(watcher=self),
-            progress=lambda tokens, total: self._context.report(done + self.layers * tokens // total, self._total),
-            cancel=self._context.cancel,
+        replayed = self._replay(
+            lambda tokens, total: self._context.report(done + self.layers * tokens // total, self._total)
         )
         self._context.cost.forward_tokens += replayed.tokens
         self._advance(self.layers)
+
+    def _replay(self, progress: Progress) -> Replayed:
+        """Run the tree through the replica; what of the held layers passes by is kept."""
+        return replay(
+            self._context.replica, self.tree, Wanted(watcher=self), progress=progress, cancel=self._context.cancel
+        )
 
     def _advance(self, units: int) -> None:
         self._done += units
