@@ -7,11 +7,12 @@ end, ...}]}``. A task explains the tokens ``[start, end)`` of a sequence. Prints
 import json
 import sys
 import time
+from pathlib import Path
 
 import inseq
 import torch
 from captum.attr import IntegratedGradients
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 
 def logprob(args):
@@ -22,9 +23,10 @@ def logprob(args):
 
 def token_by_token(model, task, method):
     """Sum over a span's tokens of inseq's attribution of each, ``(end - 1, width)``."""
-    text, prompt = (model.tokenizer.decode(task["ids"][:size]) for size in (task["end"], task["prompt"]))
+    # The whole text: cut in mid-word it would be tokenised otherwise.
+    text, prompt = (model.tokenizer.decode(task["ids"][:size]) for size in (None, task["prompt"]))
     found = model.tokenizer(text, add_special_tokens=False).input_ids
-    assert found == task["ids"][: task["end"]], "inseq would read other tokens than were recorded"
+    assert found == task["ids"], "inseq would read other tokens than were recorded"
     out = model.attribute(
         prompt,
         text,
@@ -62,8 +64,12 @@ def main():
     torch.set_num_threads(job["threads"])
     inseq.register_step_function(fn=logprob, identifier="span_logprob", overwrite=True)
     model = inseq.load_model(job["model"], "input_x_gradient", device="cpu", model_kwargs={"dtype": torch.float32})
-    arrays, seconds = {}, {}
+    out = Path(sys.argv[2])
+    arrays = load_file(out) if out.exists() else {}
+    seconds = json.loads(out.with_suffix(".json").read_text()) if arrays else {}
     for task in job["tasks"]:
+        if task["name"] in arrays:
+            continue
         began = time.perf_counter()
         with torch.enable_grad():
             found = (
@@ -71,7 +77,9 @@ def main():
             )
         seconds[task["name"]] = time.perf_counter() - began
         arrays[task["name"]] = found.detach().contiguous()
-    save_file(arrays, sys.argv[2])
+        # Kept at once: a job takes a quarter of an hour.
+        save_file(arrays, out)
+        out.with_suffix(".json").write_text(json.dumps(seconds))
     print(json.dumps(seconds))
 
 
