@@ -18,7 +18,7 @@ from tracer.errors import UnknownNameError
 from tracer.tasks import BundledTask, TaskKind, check_game24, documents_folder, load_tasks
 from tracer.trace.trace import Document
 
-KINDS: tuple[TaskKind, ...] = ("word", "game24", "multihop")
+KINDS: tuple[TaskKind, ...] = ("word", "game24", "multihop", "rag")
 
 
 def raw(kind: TaskKind) -> dict[str, dict[str, Any]]:
@@ -64,7 +64,7 @@ def operations(expression: str) -> int:
     return sum(isinstance(node, ast.BinOp) for node in ast.walk(ast.parse(expression)))
 
 
-@pytest.mark.parametrize(("kind", "count"), [("word", 10), ("game24", 5), ("multihop", 6)])
+@pytest.mark.parametrize(("kind", "count"), [("word", 10), ("game24", 5), ("multihop", 6), ("rag", 10)])
 def test_the_promised_number_of_tasks_is_there(kind: TaskKind, count: int) -> None:
     tasks = load_tasks(kind)
     assert len(tasks) == count
@@ -162,3 +162,18 @@ def test_searching_the_title_of_the_second_document_finds_it_first(task: Bundled
     second = task.supporting[1]
     index = index_folder(documents_folder())
     assert index.find(documents()[second].title, 3)[0].doc_id == second
+
+
+@pytest.mark.parametrize("task", load_tasks("rag"), ids=lambda task: task.id)
+def test_a_question_is_answered_by_its_supporting_passages_alone(task: BundledTask) -> None:
+    found = {passage.id: passage for passage in task.passages}
+    assert len(task.passages) == len(found) == 6
+    assert set(task.supporting) < set(found)
+    assert task.reference in found[task.supporting[-1]].text
+    assert task.reference not in task.question
+    whole = documents()
+    for passage in task.passages:
+        assert whole[passage.id].text.startswith(passage.text)
+        assert whole[passage.id].title == passage.title
+    # With two passages the first alone does not say it.
+    assert all(task.reference not in found[name].text for name in task.supporting[:-1])

@@ -1,4 +1,4 @@
-"""Bundled tasks: word problems, Games of 24, and two-hop questions over documents about fictional places."""
+"""Bundled tasks: word problems, Games of 24, and questions over documents about fictional places."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from tracer.errors import UnknownNameError
+from tracer.trace.trace import Document
 
 __all__ = ["BundledTask", "TaskKind", "check_game24", "documents_folder", "load_tasks"]
 
-TaskKind = Literal["word", "game24", "multihop"]
+TaskKind = Literal["word", "game24", "multihop", "rag"]
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,13 @@ class BundledTask:
 
     Args:
         id: Unique among all bundled tasks.
-        kind: ``"word"``, ``"game24"`` or ``"multihop"``.
+        kind: ``"word"``, ``"game24"``, ``"multihop"`` or ``"rag"``.
         question: What the agent is asked.
         reference: The right answer: a number, one solution of a game, or a name.
         documents: Folder of the documents that hold the answer, for ``"multihop"``.
         supporting: Ids of the documents that are needed, in the order of the hops.
         numbers: The four numbers of a game.
+        passages: The six passages that go with the question, for ``"rag"``: some are needed, the others are not.
     """
 
     id: str
@@ -40,6 +42,7 @@ class BundledTask:
     documents: Path | None = None
     supporting: tuple[str, ...] = ()
     numbers: tuple[int, ...] = ()
+    passages: tuple[Document, ...] = ()
 
 
 def _package() -> Path:
@@ -55,7 +58,7 @@ def load_tasks(kind: TaskKind) -> list[BundledTask]:
     """Load the bundled tasks of one kind.
 
     Args:
-        kind: ``"word"`` (ten), ``"game24"`` (five) or ``"multihop"`` (six).
+        kind: ``"word"`` (ten), ``"game24"`` (five), ``"multihop"`` (six) or ``"rag"`` (ten).
 
     Returns:
         The tasks, in a fixed order.
@@ -75,9 +78,16 @@ def load_tasks(kind: TaskKind) -> list[BundledTask]:
             documents=documents_folder() if kind == "multihop" else None,
             supporting=tuple(row.get("supporting", ())),
             numbers=tuple(row.get("numbers", ())),
+            passages=tuple(_passage(name) for name in row.get("passages", ())),
         )
         for row in rows
     ]
+
+
+def _passage(name: str) -> Document:
+    """The first paragraph of a bundled document."""
+    title, _, text = (documents_folder() / f"{name}.md").read_text(encoding="utf-8").partition("\n\n")
+    return Document(id=name, title=title.removeprefix("# "), text=text.partition("\n\n")[0])
 
 
 def _value(node: ast.expr, used: list[int]) -> Fraction:
