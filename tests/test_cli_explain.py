@@ -17,6 +17,7 @@ import torch
 
 from tests.explain.tiny_runs import Families, perturbed, recorded_run, register, write_replica
 from tracer import cli
+from tracer.explain.attribution import contrastive
 from tracer.explain.methods import METHODS
 from tracer.store import Store
 from tracer.trace.explanation import Explanation
@@ -290,3 +291,94 @@ def test_ctrl_c_keeps_what_is_finished(home: Path, folder: Path) -> None:
     with Store(home / "runs.db") as store:
         methods = [item["method"] for item in store.load("run-1").explanations]
     assert methods[0] == "attention"
+
+
+def test_methods_are_compared_over_runs(run: Run, home: Path, families: Families) -> None:
+    done = run("faithfulness", "run-1", str(home / "run.json"), "--methods", "near,surprise")
+    assert done.code == 0, done.err
+    header, *rows = done.out.splitlines()
+    assert header.split()[:4] == ["method", "LDS", "top-k", "drop"]
+    assert {row.split()[0] for row in rows[:3]} == {"near", "surprise", "random"}
+    assert "not shown to be better than random on these runs" in done.out
+    families.asked.clear()
+    table = json.loads(run("faithfulness", "run-1", "--methods", "near,surprise", "--json").out)
+    assert families.computed == []
+    assert {row["method"] for row in table} == {"near", "surprise", "random"}
+    assert all(row["targets"] == 1 and row["lds"]["low"] <= row["lds"]["high"] for row in table if row["lds"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Missing argument 'RUNS...'"),
+        (["zzz"], "no trace has the id 'zzz'"),
+        (["run-1", "--targets", "s6"], "only answer and all in common"),
+        (["run-1", "--methods", "naer"], "did you mean 'near'"),
+        (["run-1", "--methods", "near", "--param", "near.scael=1"], "no parameter 'scael'"),
+    ],
+)
+def test_a_comparison_that_cannot_be_made(
+    run: Run, home: Path, families: Families, arguments: list[str], message: str
+) -> None:
+    done = run("faithfulness", *arguments)
+    assert done.code == 2
+    assert message in done.err
+    assert "Traceback" not in done.err
+
+
+def test_an_answer_is_shown_with_its_citations(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("explain", "run-1", "--methods", "mirage", "--targets", "answer", "--probes", "none").code == 0
+    monkeypatch.setattr(contrastive, "rows_without", None)  # What is known is not computed again.
+    done = run("cite", "run-1")
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert lines[0] == "y[1]."
+    assert re.fullmatch(r"  \[1\] 100\.0%  x is in y\.  \(observation s4\)", lines[2])
+    assert re.fullmatch(r"changed at most by what can be cited \(KL of one token\): s6 by \d[\d.]* nats", lines[4])
+    assert re.match(r"   s6 mirage: LDS [+-]\d\.\d\d; without the top \d of \d+ sources the target loses", lines[5])
+    assert "mirage is not shown to be better than random on this trace" in done.out
+
+
+def test_citations_of_all_steps_and_by_word(run: Run, home: Path) -> None:
+    done = run("cite", "run-1", "--targets", "all", "--by", "word", "--rule", "top", "--share", "1")
+    assert done.code == 0, done.err
+    # The thought and the action before the observation read nothing that could be cited.
+    assert [line.split()[0] for line in done.out.splitlines() if line.startswith("   s")][:2] == ["s5", "s6"]
+    assert re.search(r"KL of one token\): s5 by \d[\d.]* nats, s6 by \d", done.out)
+    assert "faithfulness not measured: s5 (see --faithfulness)" in done.out
+    listed = json.loads(run("cite", "run-1", "--targets", "all", "--json").out)
+    assert [answer["step_id"] for answer in listed] == ["s5", "s6"]
+    assert [answer["text"] for answer in listed] == ["So in y. ", "y."]
+    assert {answer["references"][0]["title"] for answer in listed} == {"x is in y."}
+    assert listed[0]["trust"]["measured"] is None
+    assert listed[1]["trust"]["measured"]["sources"] > 1
+
+
+def test_citations_cannot_write_to_the_terminal(run: Run, home: Path, trace: Trace) -> None:
+    evil = Trace.from_json(trace.to_json())
+    evil.id = "evil"
+    evil.steps[3].text = "\x1b]0;owned\x07[bold]seen[/bold]"
+    evil.save(home / "evil.json")
+    done = run("cite", str(home / "evil.json"), "--faithfulness", "none")
+    assert done.code == 0, done.err
+    assert "\x1b" not in done.out + done.err
+    assert "[bold]seen[/bold]" in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["zzz"], "no trace has the id 'zzz'"),
+        (["run-1", "--rule", "best"], "unknown citation rule 'best'"),
+        (["run-1", "--share", "2"], "share of the citation rule is 2"),
+        (["run-1", "--by", "letter"], "--by is 'letter'; use sentence or word"),
+        (["run-1", "--param", "mirage.kinds=document"], "trace run-1 holds no document that could be cited"),
+        (["run-1", "--param", "mirage.kindz=document"], "mirage has no parameter 'kindz'"),
+        (["run-1", "--targets", "s2"], "step s2 of trace run-1 read no document or observation"),
+        (["run-1", "--faithfulness", "some"], "unknown choice of targets for faithfulness 'some'"),
+    ],
+)
+def test_citations_that_cannot_be_made(arguments: list[str], message: str, run: Run, home: Path) -> None:
+    done = run("cite", *arguments)
+    assert done.code == 2, done.err
+    assert message in done.err and done.out == "" and "Traceback" not in done.err

@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tracer.commands.at2 import at2_app
+from tracer.commands.cite import cite
 from tracer.commands.explain import explain, list_methods
+from tracer.commands.faithfulness import faithfulness
+from tracer.commands.probe import probe_app
 from tracer.commands.serving import models_app, serve
 from tracer.commands.shared import DtypeOption, EngineOption, ModelOption, StoreOption, connected, open_store, save
 from tracer.errors import CancelledError, InputError, TracerError
@@ -242,8 +246,12 @@ def import_runs(
 
 app.command()(explain)
 app.command("methods")(list_methods)
+app.command()(cite)
+app.command()(faithfulness)
 app.command()(serve)
+app.add_typer(at2_app, name="at2")
 app.add_typer(models_app, name="models")
+app.add_typer(probe_app, name="probe")
 
 
 @app.command()

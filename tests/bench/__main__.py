@@ -12,7 +12,17 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import accuracy, attention, attribution, decomposition, local, patching, serving
+from tests.bench import (
+    ablation,
+    accuracy,
+    attention,
+    attribution,
+    decomposition,
+    faithfulness,
+    local,
+    patching,
+    serving,
+)
 from tests.bench.report import Row, save
 
 PARTS: dict[str, Callable[[], Iterator[Row]]] = {
@@ -21,7 +31,9 @@ PARTS: dict[str, Callable[[], Iterator[Row]]] = {
     "attribution": attribution.measure,
     "attention": attention.measure,
     "decomposition": decomposition.measure,
+    "ablation": ablation.measure,
     "patching": patching.measure,
+    "faithfulness": faithfulness.measure,
     "accuracy": accuracy.measure,
 }
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from platformdirs import user_cache_dir
 
 from tests.bench.report import Row
-from tracer.agents.answers import is_correct
 from tracer.agents.cot import ChainOfThought
 from tracer.agents.self_consistency import SelfConsistency
 from tracer.agents.tree_of_thoughts import TreeOfThoughts, TreeSettings
 from tracer.engines.connect import connect
+from tracer.trace.answers import is_correct
 from tracer.trace.trace import Trace
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

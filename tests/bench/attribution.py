@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,11 +9,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from platformdirs import user_cache_dir
-from safetensors.numpy import load_file
 
-from tests.bench.peers.environment import peer_python
-from tests.bench.report import Row, median_row
+from tests.bench.peers.environment import run_peer
+from tests.bench.report import Row, agreement_row, median_row
 from tracer.engines import models
 from tracer.explain.attribution.gradient import run
 from tracer.explain.attribution.objective import objective
@@ -30,7 +24,11 @@ from tracer.trace.trace import Trace
 
 TRACES = Path(__file__).with_name("traces")
 POINTS = 16
+KINDS = ("captum_ig", "captum_ig64")
+BASELINE = 220
+"""The token that integrated gradients start from where it is not zero: in this tokenizer a space."""
 STEPS_COMPARED = 1
+NOTE = "demo, fp32, same recorded trace"
 T = TypeVar("T")
 THREADS = 2
 
@@ -65,28 +63,36 @@ def over_inseq(replica: Replica, recorded: Recorded) -> Iterator[Row]:
     compared = sorted(readable, key=lambda target: target.end - target.start)[:STEPS_COMPARED]
     shortest = compared[0]
     tasks = [_task(recorded, target, "input_x_gradient") for target in compared]
-    tasks += [_task(recorded, shortest, "saliency"), _task(recorded, shortest, "captum_ig")]
+    tasks += [_task(recorded, shortest, "saliency")]
+    tasks += [_task(recorded, shortest, kind, baseline) for kind in KINDS for baseline in (None, BASELINE)]
     some = recorded.tokens_of(targets[2])[::24]
     tasks += [_task(recorded, target, "integrated_gradients") for target in some]
-    seconds, theirs = _peer(tasks)
+    seconds, theirs = run_peer("inseq", "inseq_peer.py", models.resolve("demo").path, tasks, threads=THREADS)
     ours_seconds, found = _timed(lambda: _ours(replica, recorded, "grad_x_input", "grad_l1", "grad_l2"))
     path_seconds, path = _timed(lambda: _ours(replica, recorded, "integrated_gradients"))
+    from_token = _ours(replica, recorded, "integrated_gradients", targets=[shortest], baseline=BASELINE)
     worst = max(
         _distance(found["grad_x_input", target.step_id], theirs[f"input_x_gradient {target.step_id}"].sum(-1))
         for target in compared
     )
-    yield _agreement("gradient x input, inseq", worst, 1e-5)
+    yield agreement_row("gradient x input, inseq", worst, 1e-5, note=NOTE)
     # L1 and L2 are norms of the whole step's gradient: inseq's are summed before the norm is taken.
     gradient = theirs[f"saliency {shortest.step_id}"]
-    yield _agreement(
-        "gradient L1, inseq", _distance(found["grad_l1", shortest.step_id], np.abs(gradient).sum(-1)), 1e-5
+    yield agreement_row(
+        "gradient L1, inseq", _distance(found["grad_l1", shortest.step_id], np.abs(gradient).sum(-1)), 1e-5, note=NOTE
     )
     norms = np.sqrt(np.square(gradient).sum(-1))
-    yield _agreement("gradient L2, inseq", _distance(found["grad_l2", shortest.step_id], norms), 1e-5)
-    integrated = theirs[f"captum_ig {shortest.step_id}"].sum(-1)
-    yield _agreement(
-        "integrated gradients, captum", _distance(path["integrated_gradients", shortest.step_id], integrated), 1e-4
-    )
+    yield agreement_row("gradient L2, inseq", _distance(found["grad_l2", shortest.step_id], norms), 1e-5, note=NOTE)
+    own = (from_token["integrated_gradients", shortest.step_id], path["integrated_gradients", shortest.step_id])
+    for start, found_path in zip((BASELINE, None), own, strict=True):
+        single, double = (theirs[f"{kind} {shortest.step_id}{_from(start)}"].sum(-1) for kind in KINDS)
+        yield agreement_row(
+            f"integrated gradients from {'zero' if start is None else 'a token'}, captum",
+            _distance(found_path, single),
+            1e-4,
+            note=f"{NOTE}; from captum in float64, ours is {_distance(found_path, double):.1e} away and captum in fp32 "
+            f"{np.abs(single - double).max() / np.abs(double).max():.1e}",
+        )
     written = sum(target.end - target.start for target in targets)
     tokens = sum(target.end - target.start for target in compared)
     per_token = written / tokens * sum(seconds[f"input_x_gradient {target.step_id}"] for target in compared)
@@ -126,9 +132,16 @@ def prefix_tree(replica: Replica) -> Row:
     )
 
 
-def _ours(replica: Replica, recorded: Recorded, *names: str) -> dict[tuple[str, str], Finding]:
-    requests = [request(name, {"points": POINTS} if name == "integrated_gradients" else None) for name in names]
-    found = run(Context(replica, recorded), requests, recorded.targets)
+def _ours(
+    replica: Replica,
+    recorded: Recorded,
+    *names: str,
+    targets: Sequence[Target] | None = None,
+    baseline: str | int = "zero",
+) -> dict[tuple[str, str], Finding]:
+    path = {"points": POINTS, "baseline": baseline}
+    requests = [request(name, path if name == "integrated_gradients" else None) for name in names]
+    found = run(Context(replica, recorded), requests, targets or recorded.targets)
     return {(item.request.method.name, item.target.step_id): item for item in found}
 
 
@@ -154,52 +167,27 @@ def _floor(recorded: Recorded) -> None:
         (gradient * inputs).sum(-1)
 
 
-def _task(recorded: Recorded, target: Target, kind: str) -> dict[str, Any]:
+def _from(baseline: int | None) -> str:
+    return "" if baseline is None else f" from {baseline}"
+
+
+def _task(recorded: Recorded, target: Target, kind: str, baseline: int | None = None) -> dict[str, Any]:
     sequence = recorded.sequences[target.sequence]
     return {
-        "name": f"{kind} {target.step_id}",
+        "name": f"{kind} {target.step_id}{_from(baseline)}",
         "kind": kind,
         "ids": sequence.token_ids.tolist(),
         "prompt": sequence.prompt,
         "start": target.start,
         "end": target.end,
         "points": POINTS,
+        "baseline": baseline,
     }
-
-
-def _peer(tasks: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    script = Path(__file__).with_name("peers") / "inseq_peer.py"
-    content = json.dumps({"model": str(models.resolve("demo").path), "threads": THREADS, "tasks": tasks})
-    # An interrupted job goes on where it stopped.
-    folder = Path(user_cache_dir("tracer-bench")) / "inseq" / hashlib.sha256(content.encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    job, out = folder / "job.json", folder / "out.safetensors"
-    job.write_text(content, encoding="utf-8")
-    command = [str(peer_python("inseq")), "-W", "ignore", str(script), str(job), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"inseq failed: {done.stderr[-2000:]}")
-    theirs = load_file(out)
-    shutil.rmtree(folder)
-    return json.loads(done.stdout.splitlines()[-1]), theirs
 
 
 def _distance(found: Finding, theirs: np.ndarray) -> float:
     """Largest difference relative to the largest value."""
     return float(np.abs(found.scores[:-1] - theirs).max() / np.abs(theirs).max())
-
-
-def _agreement(what: str, distance: float, goal: float) -> Row:
-    return Row(
-        f"{what}: largest difference over largest value",
-        float(f"{distance:.3g}"),
-        goal,
-        "lower",
-        "relative",
-        (distance, distance),
-        1,
-        "demo, fp32, same recorded trace",
-    )
 
 
 def _timed(work: Callable[[], T]) -> tuple[float, T]:

@@ -71,6 +71,12 @@ def median_row(
     )
 
 
+def agreement_row(what: str, distance: float, goal: float, *, note: str) -> Row:
+    """A row about how far two computations of the same numbers are apart, relative to the largest of them."""
+    name = f"{what}: largest difference over largest value"
+    return Row(name, float(f"{distance:.3g}"), goal, "lower", "relative", (distance, distance), 1, note)
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     model = next(

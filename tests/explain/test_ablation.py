@@ -77,7 +77,7 @@ def test_removal_equals_a_pass_of_its_own_for_every_mask(family: str, kind: Any)
     assert removal.evaluated == 16
     # Far fewer tokens than a pass for each mask, and none for what is known.
     before = context.cost.forward_tokens
-    lengths = [len(removal._kept(np.array(mask))[0]) - 1 for mask in masks]
+    lengths = [len(removal.shortened(np.array(mask))[0]) - 1 for mask in masks]
     assert before < sum(lengths)
     removal.values(np.array(masks))
     assert context.cost.forward_tokens == before
@@ -97,6 +97,28 @@ def test_leave_one_out_is_the_loss_of_each_source() -> None:
         assert by_source[unit] == pytest.approx(whole - without, abs=1e-4)
     assert found.details["masks"] == 5
     assert np.count_nonzero(by_source) == 4
+
+
+def test_leave_one_out_is_the_difference_of_two_plain_passes() -> None:
+    recorded = Recorded(TRACE)
+    context = Context(Replica(tiny_model("qwen3")), recorded)
+    target = recorded.targets[2]
+    removal = Removal(context, target)
+    found = removal.of_units(recorded.aggregate(target, find(context, target, "leave_one_out").scores))
+    whole = by_hand("qwen3", recorded, target, removal, [True] * 4)
+    for number, own in enumerate(found):
+        without = by_hand("qwen3", recorded, target, removal, [unit != number for unit in range(4)])
+        assert own == pytest.approx(whole - without, abs=1e-4)
+
+
+def test_exact_shapley_values_add_up_to_what_plain_passes_say() -> None:
+    recorded = Recorded(TRACE)
+    context = Context(Replica(tiny_model("gpt_neox")), recorded)
+    target = recorded.targets[2]
+    removal = Removal(context, target)
+    shares = removal.of_units(recorded.aggregate(target, find(context, target, "shapley").scores))
+    ends = [by_hand("gpt_neox", recorded, target, removal, [kept] * 4) for kept in (True, False)]
+    assert shares.sum() == pytest.approx(ends[0] - ends[1], abs=1e-4)
 
 
 def test_exact_shapley_values_are_efficient_and_equal_their_definition() -> None:
@@ -198,6 +220,7 @@ def test_a_target_that_read_nothing_of_the_kinds_asked_for() -> None:
         ("contextcite", {"ablations": 1}, "ablations of contextcite is 1"),
         ("contextcite", {"penalty": -1.0}, "penalty of contextcite is -1.0"),
         ("leave_one_out", {"kinds": 3}, "kinds is 3"),
+        ("shapley", {"backend": "gpu"}, "backend is 'gpu'"),
     ],
 )
 def test_parameters_that_cannot_be_used(name: str, parameters: dict[str, Any], message: str) -> None:

@@ -10,9 +10,9 @@ from functools import cached_property
 
 from pydantic import JsonValue
 
-from tracer.agents.answers import is_correct
 from tracer.engines.base import Engine, OnTokens
 from tracer.errors import BudgetExceededError, CancelledError, InputError, PromptTooLongError, TracerError
+from tracer.trace.answers import is_correct
 from tracer.trace.events import Event
 from tracer.trace.recorder import Recorder, Sink, describe
 from tracer.trace.segments import Decoded, Piece, Rendered, Tokenizer

@@ -8,10 +8,10 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from tracer.agents.answers import Answer, AnswerClass, answer_class, extract_answer
 from tracer.agents.base import Agent, Budget, Reply, Run, append_steps, ask, document_pieces
 from tracer.agents.prompts import Prompt, load_prompt
 from tracer.engines.base import Engine
+from tracer.trace.answers import Answer, AnswerClass, answer_class, extract_answer
 from tracer.trace.segments import Piece, Rendered, render_chat, render_text
 from tracer.trace.trace import AgentKind, Sampling, Step, Task
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import JsonValue
 
-from tracer.agents.answers import extract_answer
 from tracer.agents.base import Reply, Run, append_steps, document_pieces
 from tracer.agents.react import FINISH, Action, Dialogue
 from tracer.agents.tools import ToolResult, tool_specs
+from tracer.trace.answers import extract_answer
 from tracer.trace.segments import Message, Piece, chat_pieces, render_chat, render_text
 from tracer.trace.steps import token_range
 from tracer.trace.trace import Sampling, Step, StructuredOutput

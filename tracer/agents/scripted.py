@@ -44,6 +44,11 @@ class ScriptedTokenizer:
         """How many words have been seen."""
         return len(self._texts)
 
+    @property
+    def start_token_ids(self) -> tuple[int, ...]:
+        """Nothing."""
+        return ()
+
     def _id(self, text: str) -> int:
         with self._lock:
             if text not in self._ids:

@@ -9,12 +9,12 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from tracer.agents.answers import normalise
 from tracer.agents.base import Agent, Budget, Run, ask
 from tracer.agents.cot import AnswerType, Chain, ChainSampler, Shots, is_numeric
 from tracer.agents.prompts import load_prompt
 from tracer.engines.base import Engine
 from tracer.errors import InputError, UnknownNameError
+from tracer.trace.answers import normalise
 from tracer.trace.trace import AgentKind, Sampling, Step, Task
 
 Vote = Literal["majority", "weighted", "unnormalised"]

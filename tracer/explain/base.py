@@ -16,6 +16,7 @@ from pydantic import JsonValue
 from tracer.errors import CancelledError
 
 if TYPE_CHECKING:
+    from tracer.engines.base import Engine
     from tracer.replay.model import Replica
     from tracer.replay.recorded import Recorded, Target
 
@@ -108,6 +109,7 @@ class Context:
         low_memory: Recompute instead of keeping.
         progress: Told units done and their total.
         cancel: Ends the work between two targets; what was yielded before is kept.
+        engine: Serves the replica's weights, for methods that can have sequences scored elsewhere.
         cost: Filled as the work goes on.
     """
 
@@ -119,6 +121,7 @@ class Context:
     low_memory: bool = False
     progress: Progress | None = None
     cancel: threading.Event | None = None
+    engine: Engine | None = None
     cost: Cost = field(default_factory=Cost)
 
     def check_cancel(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import cast
@@ -21,6 +21,7 @@ from tracer.replay.parity import Parity
 from tracer.replay.recorded import Recorded
 from tracer.store import Arrays, Store
 from tracer.trace.explanation import Explanation, ExplanationSource
+from tracer.trace.probes import ProbeScore, probe_scores
 from tracer.trace.trace import Trace
 
 Tokens = dict[str, NDArray[np.float32]]
@@ -200,11 +201,34 @@ class Kept:
                 self._stored[str(document.get("key"))] = name
                 if document.get("key") not in known:
                     self._documents.append(document)
+        self._scores = [dict(document) for document in trace.probes]
+        if self._store is not None:
+            places = {_place(document) for document in self._scores}
+            stored = self._store.documents(trace.id, "probe").values()
+            self._scores += [document for document in stored if _place(document) not in places]
 
     @property
     def trace(self) -> Trace:
         """The trace with everything that is known about it."""
-        return self._trace.model_copy(update={"explanations": list(self._documents)})
+        return self._trace.model_copy(update={"explanations": list(self._documents), "probes": list(self._scores)})
+
+    def scores(self, name: str | None) -> list[ProbeScore]:
+        """Scores of a probe, or of all of them."""
+        return probe_scores(self.trace, name=name)
+
+    def put_scores(self, names: Collection[str], scores: Sequence[ProbeScore]) -> None:
+        """Keep scores in place of all that probes of these names gave before, in the trace and in the store.
+
+        Raises:
+            StoreError: They cannot be written.
+        """
+        documents = [cast("dict[str, JsonValue]", score.model_dump(mode="json")) for score in scores]
+        self._scores = [document for document in self._scores if document.get("name") not in names] + documents
+        if self._store is not None:
+            stored = self._store.documents(self._trace.id, "probe")
+            old = [key for key, document in stored.items() if document.get("name") in names]
+            new = {json.dumps(_place(document)): document for document in documents}
+            self._store.put_documents(self._trace.id, "probe", new, remove=old)
 
     def parity(self, setting: Setting) -> Parity | None:
         """The parity that was measured before for the same trace and replica."""
@@ -300,6 +324,11 @@ def _holds(store: Store, trace: Trace) -> bool:
         return store.resolve(trace.id) == trace.id and content_sha256(store.load(trace.id)) == content_sha256(trace)
     except TraceNotFoundError:
         return False
+
+
+def _place(score: Mapping[str, JsonValue]) -> tuple[JsonValue, ...]:
+    """What a probe score is about."""
+    return score.get("name"), score.get("step_id"), score.get("sentence")
 
 
 def _parity(stored: Mapping[str, JsonValue]) -> Parity | None:

@@ -26,7 +26,7 @@ RANDOM_ORDERS = 6
 """Random orders that the baseline is the mean of."""
 POINTS = 3
 """Points of a deletion or insertion curve beside its two ends."""
-HELD_OUT = 12
+HELD_OUT = 24
 """Random masks on which predicted and measured effects are compared."""
 _DECIMALS = 4
 _SEED_OF_MASKS = 7919

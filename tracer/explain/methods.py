@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
-from typing import cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, cast
 
 from pydantic import JsonValue
 
 from tracer.errors import InputError, UnknownNameError
 from tracer.explain.base import Family, Method, Request
+
+if TYPE_CHECKING:
+    from tracer.replay.model import Replica
+
+    Prepare = Callable[[Request, Replica], Request]
 
 _FAMILIES = {
     "gradient": "tracer.explain.attribution.gradient",
@@ -17,11 +22,16 @@ _FAMILIES = {
     "attention": "tracer.explain.attribution.attention",
     "flow": "tracer.explain.attribution.flow",
     "ablation": "tracer.explain.attribution.ablation",
+    "at2": "tracer.explain.attribution.at2",
+    "contrastive": "tracer.explain.attribution.contrastive",
     "decomposition": "tracer.explain.attribution.decomposition",
     "reading": "tracer.explain.attribution.reading",
     "patching": "tracer.explain.attribution.patching",
+    "chance": "tracer.explain.attribution.chance",
 }
 """Modules whose ``run`` is the family's `tracer.explain.base.Family`."""
+_PREPARED = frozenset({"at2"})
+"""Families whose modules have a ``prepare`` as well."""
 
 _NATS = "nats"
 _SHARE = "share of attention"
@@ -143,7 +153,7 @@ METHODS: Mapping[str, Method] = {
             True,
             "moderate",
             "Li et al. 2016, arXiv:1612.08220",
-            {"removal": "delete", "kinds": None},
+            {"removal": "delete", "kinds": None, "backend": "replica"},
         ),
         Method(
             "contextcite",
@@ -153,7 +163,7 @@ METHODS: Mapping[str, Method] = {
             True,
             "moderate",
             "Cohen-Wang et al. 2024, arXiv:2409.00729, section 3",
-            {"ablations": 64, "penalty": 0.01, "removal": "delete", "kinds": None},
+            {"ablations": 64, "penalty": 0.01, "removal": "delete", "kinds": None, "backend": "replica"},
         ),
         Method(
             "shapley",
@@ -163,7 +173,38 @@ METHODS: Mapping[str, Method] = {
             True,
             "slow",
             "Shapley 1953; Strumbelj & Kononenko 2014 (sampling)",
-            {"orders": 32, "removal": "delete", "kinds": None},
+            {"orders": 32, "removal": "delete", "kinds": None, "backend": "replica"},
+        ),
+        Method(
+            "at2",
+            "at2",
+            "attention with a weight for each head that was learned from ablations; needs `tracer at2 fit` once",
+            "weighted share of attention",
+            True,
+            "cheap",
+            "Cohen-Wang et al. 2025, arXiv:2504.13752, section 3",
+            {"path": None, "fit": None},
+        ),
+        Method(
+            "mirage",
+            "contrastive",
+            "tokens that documents and observations changed, each contrasted with what was likeliest without them, by "
+            "the norm of the gradient",
+            "logits per unit of the embedding",
+            False,
+            "moderate",
+            "Qi et al. 2024, arXiv:2406.13663; Sarti et al. 2024, arXiv:2310.01188",
+            {"deviations": 1.0, "threshold": None, "removal": "delete", "kinds": "document+observation"},
+        ),
+        Method(
+            "mirage_signed",
+            "contrastive",
+            "mirage with gradient times input, so that what spoke for the likeliest other token counts against it",
+            "logits",
+            True,
+            "moderate",
+            "Qi et al. 2024, arXiv:2406.13663; Sarti et al. 2024, arXiv:2310.01188",
+            {"deviations": 1.0, "threshold": None, "removal": "delete", "kinds": "document+observation"},
         ),
         Method(
             "alti",
@@ -220,6 +261,15 @@ METHODS: Mapping[str, Method] = {
                 "sink_factor": 3.0,
             },
         ),
+        Method(
+            "random",
+            "chance",
+            "values drawn at random, to compare the others with",
+            "none",
+            True,
+            "cheap",
+            "the baseline of every table",
+        ),
     )
 }
 
@@ -262,3 +312,15 @@ def family_of(requests: Iterable[Request]) -> dict[str, list[Request]]:
 def load_family(name: str) -> Family:
     """The function that runs a family; imports torch."""
     return cast("Family", importlib.import_module(_FAMILIES[name]).run)
+
+
+def prepare(item: Request, replica: Replica) -> Request:
+    """Fill in what a request leaves to the model at hand; imports torch.
+
+    Raises:
+        InputError: The method cannot be used with this model as it is.
+    """
+    if item.method.family not in _PREPARED:
+        return item
+    fill_in: Prepare = importlib.import_module(_FAMILIES[item.method.family]).prepare
+    return fill_in(item, replica)

@@ -45,12 +45,12 @@ class ReplicaBackend:
     ) -> NDArray[np.float64]:
         """Log-probabilities of the last ``written`` tokens of each sequence, ``(sequences, written)``."""
         found = np.empty((len(sequences), written))
-        size = context.replica.vocabulary
-        for batch in _batches([len(sequence) for sequence in sequences]):
-            # A token is shared only at the same position: both go into the key.
-            keys = [sequences[number] + size * positions[number] for number in batch]
-            merged = build_tree([key[:-1] for key in keys], longest=CHUNK)
-            tree = PrefixTree(merged.nodes, merged.token_ids % size, merged.token_ids // size, merged.sequences)
+        for batch in batches([len(sequence) for sequence in sequences]):
+            tree = placed_tree(
+                [sequences[number][:-1] for number in batch],
+                [positions[number][:-1] for number in batch],
+                vocabulary=context.replica.vocabulary,
+            )
             rows = np.concatenate([places[-written:] for places in tree.sequences])
             ids = np.concatenate([sequences[number][-written:] for number in batch])
             out = replay(context.replica, tree, Wanted(scored=Scored(rows, ids)), cancel=context.cancel)
@@ -98,6 +98,8 @@ class Removal:
         self.units = found
         numbers = {source: unit for unit, source in enumerate(found)}
         self._unit_of = np.array([numbers.get(int(number), -1) for number in owner])
+        # Something must be left to read.
+        self._unit_of[0] = -1
 
     def values(self, masks: Masks) -> NDArray[np.float64]:
         """Log-probability of the target under each mask.
@@ -115,7 +117,7 @@ class Removal:
         names = [np.packbits(mask).tobytes() for mask in masks]
         missing = {name: mask for name, mask in zip(names, masks, strict=True) if name not in self._known}
         if missing:
-            ids, positions = zip(*(self._kept(mask) for mask in missing.values()), strict=True)
+            ids, positions = zip(*(self.shortened(mask) for mask in missing.values()), strict=True)
             written = self.target.end - self.target.start
             with self.context.cost.timed():
                 found = self.backend.logprobs(self.context, ids, positions, written)
@@ -139,7 +141,8 @@ class Removal:
         """The columns of ``(sources,)`` values that can be removed, ``(units,)``."""
         return np.asarray(by_source, dtype=np.float64)[list(self.units)]
 
-    def _kept(self, mask: NDArray[np.bool_]) -> tuple[Ids, Ids]:
+    def shortened(self, mask: NDArray[np.bool_]) -> tuple[Ids, Ids]:
+        """What is left under a mask, up to the target's end: ids and positions, both ``(length,)``."""
         before = (self._unit_of < 0) | mask[self._unit_of]
         keep = np.concatenate([before, np.ones(self.target.end - self.target.start, dtype=bool)])
         ids = self.context.recorded.sequences[self.target.sequence].token_ids[: self.target.end][keep]
@@ -152,7 +155,7 @@ def removable(recorded: Recorded, target: Target, kinds: frozenset[str] | None) 
 
     Template glue and the first token are no sources of anything, and the target's own tokens are what is asked about.
     """
-    owner = recorded.source_of[target.sequence][: target.start]
+    owner = recorded.source_of[target.sequence][1 : target.start]
     found = [int(number) for number in dict.fromkeys(owner.tolist())]
     return tuple(number for number in found if _says_something(recorded.sources[number], target, kinds))
 
@@ -169,13 +172,21 @@ def logit(logprob: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.asarray(values - np.log(-np.expm1(values)))
 
 
-def _batches(lengths: Sequence[int]) -> list[list[int]]:
-    batches: list[list[int]] = [[]]
+def placed_tree(sequences: Sequence[Ids], positions: Sequence[Ids], *, vocabulary: int) -> PrefixTree:
+    """A prefix tree of sequences with gaps: a token is shared only where its position is the same too."""
+    keys = [ids + vocabulary * places for ids, places in zip(sequences, positions, strict=True)]
+    merged = build_tree(keys, longest=CHUNK)
+    return PrefixTree(merged.nodes, merged.token_ids % vocabulary, merged.token_ids // vocabulary, merged.sequences)
+
+
+def batches(lengths: Sequence[int], *, at_once: int = _AT_ONCE) -> list[list[int]]:
+    """Numbers of sequences in groups that are laid out in one tree each, which bounds the memory."""
+    groups: list[list[int]] = [[]]
     used = 0
     for number, length in enumerate(lengths):
-        if batches[-1] and used + length > _AT_ONCE:
-            batches.append([])
+        if groups[-1] and used + length > at_once:
+            groups.append([])
             used = 0
-        batches[-1].append(number)
+        groups[-1].append(number)
         used += length
-    return batches
+    return groups

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from tracer.engines import models
+from tracer.engines.base import Engine
 from tracer.engines.loading import out_of_memory
 from tracer.errors import InputError, TracerError, UnknownNameError
 from tracer.explain import methods as registry
@@ -23,14 +22,16 @@ from tracer.explain.arguments import choose_targets, foil_token, parse_requests
 from tracer.explain.base import Context, Request, TargetFunction
 from tracer.explain.document import Draft, Kept, Setting, Tokens, content_sha256
 from tracer.explain.faithfulness import agreement, measure
+from tracer.explain.probes.attach import Found, Scoring, check_names, find_probes
 from tracer.explain.removal import Removal, removable
 from tracer.replay.forward import Wanted, replay
-from tracer.replay.model import Replica, memory_error
+from tracer.replay.model import Replica, identity_of, memory_error
 from tracer.replay.parity import Parity, check_identity, compare, refuse
 from tracer.replay.recorded import Recorded, Target, has_token_ids
 from tracer.replay.retokenise import retokenise
 from tracer.store import Arrays, Store
 from tracer.trace.explanation import Explanation, ExplanationSource
+from tracer.trace.probes import ProbeScore
 from tracer.trace.trace import Trace
 
 DEFAULT_METHODS = ("attention_resolvent", "grad_x_input")
@@ -65,12 +66,16 @@ class Report:
         explanations: Those that were asked for, in the order of the methods.
         targets: Ids of the steps that were asked for.
         parity: How well the replica reproduces the recorded log-probabilities.
+        probes: How true the model takes its steps to be, by every probe.
+        probe_hint: How to make a truth probe, where there is none and nobody insisted.
     """
 
     trace: Trace
     explanations: tuple[Explanation, ...]
     targets: tuple[str, ...]
     parity: Parity
+    probes: tuple[ProbeScore, ...] = ()
+    probe_hint: str | None = None
     _tokens: Mapping[str, Tokens] = field(default_factory=dict, repr=False)
 
     def explanation(self, method: str) -> Explanation:
@@ -113,6 +118,8 @@ def explain(
     trace: Trace,
     *,
     methods: Sequence[str] | None = None,
+    probes: Sequence[str] | None = None,
+    ask: bool = False,
     targets: str | Sequence[str] = "all",
     target_function: TargetFunction = "logprob",
     foil: str | int | None = None,
@@ -123,6 +130,7 @@ def explain(
     seed: int = 0,
     store: Store | None = None,
     arrays: Arrays | None = None,
+    engine: Engine | None = None,
     faithfulness: Trusted = "answer",
     force: bool = False,
     low_memory: bool = False,
@@ -136,7 +144,10 @@ def explain(
 
     Args:
         trace: The trace; it is not changed.
-        methods: Names as in ``tracer methods``; `DEFAULT_METHODS` if not given.
+        methods: Names as in ``tracer methods``; `DEFAULT_METHODS` if not given, none if empty.
+        probes: ``truth``, or one of its kinds ``statements`` and ``steps``, or files of probes; those that are there
+            for the model if not given, none if empty.
+        ask: Whether to ask the model too, for every text that a probe scores, whether it is true.
         targets: ``answer``, ``all``, or ids of steps that the model wrote; ``ID#N`` is token N of one, ``ID#*`` each
             of its tokens.
         target_function: The scalar that is explained, summed over a step's tokens: ``logprob``, ``logit``, or
@@ -149,6 +160,7 @@ def explain(
         seed: For everything drawn at random.
         store: Keeps the explanations, if this trace is in it.
         arrays: Where token scores go; beside the store's database if not given, nowhere without a store.
+        engine: For methods with ``backend=vllm``: serves the replica's weights. Without one they connect by themselves.
         faithfulness: For which of the targets it is measured how faithful the scores are, by taking sources away:
             those of the final ``answer``, ``all``, or ``none``.
         force: Go on without recorded token ids, or where the replica does not reproduce the recorded
@@ -169,18 +181,24 @@ def explain(
 
         ``trace`` of the exception is the trace with what was finished.
     """
-    requests = parse_requests(methods or DEFAULT_METHODS, parameters or {})
+    requests = parse_requests(DEFAULT_METHODS if methods is None else methods, parameters or {})
+    check_names(probes or ())
     if faithfulness not in get_args(Trusted):
         raise UnknownNameError("choice of targets for faithfulness", faithfulness, get_args(Trusted))
     if target_function not in get_args(TargetFunction):
         raise UnknownNameError("target function", target_function, get_args(TargetFunction))
+    if engine is not None and not any(item.parameters.get("backend") == "vllm" for item in requests):
+        raise InputError(
+            "an engine is only used by ablation methods with the parameter backend=vllm; set it, or leave "
+            "the engine out"
+        )
     if foil is not None and target_function != "contrast":
         raise InputError("a foil is only used by the target function contrast; add it, or leave the foil out")
     # Before weights are loaded: what cannot work shall fail at once.
     recorded = Recorded(trace, chunk_tokens=chunk_tokens) if has_token_ids(trace) or not force else None
     if recorded is not None:
         choose_targets(recorded, targets)
-    model = replica if isinstance(replica, Replica) else _load(replica, trace, dtype, progress)
+    model = replica if isinstance(replica, Replica) else load_replica(replica, trace, dtype, progress)
     if recorded is None:
         if model.tokenizer is None:
             raise InputError("the trace holds no token ids and the replica no tokenizer; name the model with replica")
@@ -191,7 +209,7 @@ def explain(
         kept=Kept(trace, store=store, arrays=arrays),
         setting=Setting(
             content_sha256(recorded.trace),
-            _identity(model),
+            identity_of(model),
             target_function,
             foil_token(foil, model),
             chunk_tokens,
@@ -199,11 +217,20 @@ def explain(
         ),
         retokenised=recorded.trace is not trace,
         low_memory=low_memory,
+        engine=engine,
         progress=progress,
         cancel=cancel,
     )
     try:
-        return work.run(requests, choose_targets(recorded, targets), faithfulness=faithfulness, force=force)
+        found = Found(()) if probes is not None and not probes else find_probes(probes, work.setting.replica)
+        return work.run(
+            requests,
+            choose_targets(recorded, targets),
+            found=found,
+            ask=ask,
+            faithfulness=faithfulness,
+            force=force,
+        )
     except TracerError as error:
         error.trace = work.kept.trace
         raise
@@ -217,17 +244,27 @@ class _Work:
     setting: Setting
     retokenised: bool
     low_memory: bool
+    engine: Engine | None
     progress: Progress | None
     cancel: threading.Event | None
     drafts: dict[str, Draft] = field(default_factory=dict)
 
     def run(
-        self, requests: Sequence[Request], targets: Sequence[Target], *, faithfulness: Trusted, force: bool
+        self,
+        requests: Sequence[Request],
+        targets: Sequence[Target],
+        *,
+        found: Found,
+        ask: bool,
+        faithfulness: Trusted,
+        force: bool,
     ) -> Report:
         """Compute what is missing."""
+        requests = [registry.prepare(request, self.replica) for request in requests]
         check_identity(self.recorded, self.replica)
         self._check_length()
-        parity = self.parity(force=force)
+        scoring = Scoring(self.recorded, self.replica, found.probes, self.kept, ask=ask)
+        parity = self.parity(force=force, scoring=scoring)
         for request in requests:
             draft = self.kept.draft(request, self.setting, self.recorded, parity)
             self.drafts[request.method.name] = draft
@@ -250,29 +287,41 @@ class _Work:
             tuple(draft.explanation for draft in drafts),
             tuple(wanted),
             parity,
+            scoring.scores,
+            found.hint,
             {str(draft.explanation.key): draft.tokens for draft in drafts},
         )
 
-    def parity(self, *, force: bool) -> Parity:
-        """The parity of trace and replica, measured unless it is known.
+    def parity(self, *, force: bool, scoring: Scoring) -> Parity:
+        """The parity of trace and replica, measured unless it is known; probes read the same replay.
 
         Raises:
             ModelError: It does not hold, and nobody insists.
         """
         parity = self.kept.parity(self.setting)
-        if parity is None:
+        replayed = None
+        if parity is None or scoring.wanted is not None:
             with _memory_guard():
                 replayed = replay(
                     self.replica,
                     self.recorded.tree,
-                    Wanted(scored=self.recorded.scored),
+                    scoring.wanted or Wanted(scored=self.recorded.scored),
                     progress=lambda done, total: self._report("checking the replica", done, total, "tokens"),
                     cancel=self.cancel,
                 )
-            parity = compare(self.recorded, replayed, self.replica, retokenised=self.retokenised)
+            parity = parity or compare(self.recorded, replayed, self.replica, retokenised=self.retokenised)
         parity = replace(parity, forced=force and not parity.holds)
         if not parity.forced:
             refuse(parity, self.recorded, self.replica)
+        if replayed is not None:
+            with _memory_guard():
+                scoring.take(
+                    replayed,
+                    identity=self.setting.replica,
+                    parity=parity,
+                    progress=lambda done, total: self._report("asking the model", done, total, "questions"),
+                    cancel=self.cancel,
+                )
         return parity
 
     def _family(self, requests: Sequence[Request], targets: Sequence[Target]) -> None:
@@ -302,6 +351,7 @@ class _Work:
             low_memory=self.low_memory,
             progress=lambda done, total: self._report(stage, done, total, "units"),
             cancel=self.cancel,
+            engine=self.engine,
         )
 
     def _trust(self, targets: Sequence[Target]) -> None:
@@ -355,7 +405,12 @@ class _Work:
             self.progress(Stage(stage, done, total, unit))
 
 
-def _load(name: str | None, trace: Trace, dtype: str, progress: Progress | None) -> Replica:
+def load_replica(name: str | None, trace: Trace, dtype: str, progress: Progress | None) -> Replica:
+    """The replica of that name, or of the model that wrote a trace.
+
+    Raises:
+        InputError: It is not here, or cannot be used.
+    """
     if name is None:
         name = trace.model.name
         try:
@@ -366,20 +421,6 @@ def _load(name: str | None, trace: Trace, dtype: str, progress: Progress | None)
     if progress is not None:
         progress(Stage("loading the replica", 0, 0))
     return Replica.load(name, dtype=dtype, progress=progress)
-
-
-def _identity(replica: Replica) -> dict[str, JsonValue]:
-    """The replica's identity; weights that came from no file are hashed as they are."""
-    weights = replica.identity["weights_sha256"]
-    return {**replica.identity, "weights_sha256": weights or _fingerprint(replica)}
-
-
-def _fingerprint(replica: Replica) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(replica.model.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 @contextmanager

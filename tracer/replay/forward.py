@@ -161,7 +161,10 @@ def log_softmax_blocks(replica: Replica, rows: torch.Tensor) -> Iterator[tuple[i
     """Log-probabilities of rows that `Replica.forward` returned, ``(block, vocabulary)`` at a time, with the start."""
     size = max(1, _LOGITS // replica.vocabulary)
     for start in range(0, len(rows), size):
-        yield start, replica.unembed(rows[start : start + size]).log_softmax(-1)
+        logits = replica.unembed(rows[start : start + size])
+        # PyTorch's float32 log_softmax is off by 5e-6 in one direction over a large vocabulary, which adds up over a
+        # target's tokens; its logsumexp sums pairwise and is not.
+        yield start, logits - logits.logsumexp(-1, keepdim=True)
 
 
 def _score(

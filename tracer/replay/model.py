@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from pydantic import JsonValue
 from torch import nn
 
 from tracer.engines.loading import DTYPES, context_length_of, load_weights, out_of_memory
@@ -288,6 +289,20 @@ def weights_sha256(folder: Path, *, progress: ProgressCallback | None = None) ->
     for path in sorted(folder.glob("*.safetensors")):
         known = manifest.files.get(path.name) if manifest else None
         digest.update(f"{path.name}:{known[1] if known else sha256_file(path, progress=progress)}\n".encode())
+    return digest.hexdigest()
+
+
+def identity_of(replica: Replica) -> dict[str, JsonValue]:
+    """A replica's identity with the hash of its weights; those that came from no file are hashed as they are."""
+    weights = replica.identity["weights_sha256"]
+    return {**replica.identity, "weights_sha256": weights or _fingerprint(replica.model)}
+
+
+def _fingerprint(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from pydantic import JsonValue
 
 from tracer.errors import InputError, ModelError
-from tracer.replay.forward import Replayed
+from tracer.replay.forward import Progress, Replayed, Wanted, replay
 from tracer.replay.model import Replica
 from tracer.replay.recorded import Recorded
 
@@ -55,6 +56,24 @@ class Parity:
         return asdict(self)
 
 
+def measure_parity(
+    recorded: Recorded,
+    replica: Replica,
+    *,
+    retokenised: bool = False,
+    progress: Progress | None = None,
+    cancel: threading.Event | None = None,
+) -> Parity:
+    """Replay everything that a trace recorded and compare.
+
+    Raises:
+        CancelledError: ``cancel`` was set.
+        EngineUnavailableError: Memory ran out.
+    """
+    replayed = replay(replica, recorded.tree, Wanted(scored=recorded.scored), progress=progress, cancel=cancel)
+    return compare(recorded, replayed, replica, retokenised=retokenised)
+
+
 def compare(recorded: Recorded, replayed: Replayed, replica: Replica, *, retokenised: bool = False) -> Parity:
     """Compare a replay of `Recorded.scored` with what was recorded.
 
@@ -62,7 +81,7 @@ def compare(recorded: Recorded, replayed: Replayed, replica: Replica, *, retoken
     """
     differences: list[np.ndarray] = []
     skipped = 0
-    exact = _tolerance(recorded.trace.model.dtype, replica) == _EXACT
+    exact = tolerance(recorded.trace.model.dtype, replica) == _EXACT
     for sequence, logprobs in zip(recorded.sequences, recorded.by_completion(replayed.logprobs), strict=True):
         own = np.asarray(sequence.call.completions[sequence.completion].logprobs, dtype=np.float64)
         if sequence.call.sampling.structured is not None or len(own) != len(logprobs):
@@ -72,7 +91,7 @@ def compare(recorded: Recorded, replayed: Replayed, replica: Replica, *, retoken
         skipped += int((~judged).sum())
         differences.append(np.abs(own - logprobs)[judged])
     every = np.concatenate(differences) if differences else np.empty(0)
-    mean, largest = _tolerance(recorded.trace.model.dtype, replica)
+    mean, largest = tolerance(recorded.trace.model.dtype, replica)
     return Parity(
         float(every.mean()) if len(every) else None,
         float(every.max()) if len(every) else None,
@@ -133,8 +152,11 @@ _EXACT = (1e-4, 1e-3)
 _ROUNDED = (0.03, 0.5)
 
 
-def _tolerance(dtype: str | None, replica: Replica) -> tuple[float, float]:
-    """Mean and maximum: those measured for float32 against float32, and for anything with a 16-bit type in it."""
+def tolerance(dtype: str | None, replica: Replica) -> tuple[float, float]:
+    """Largest mean and largest single difference of log-probabilities from those of a model in precision ``dtype``.
+
+    They were measured for float32 against float32, and for anything with a 16-bit type in it.
+    """
     return _EXACT if dtype == "float32" and replica.identity["dtype"] == "float32" else _ROUNDED
 
 

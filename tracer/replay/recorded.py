@@ -111,7 +111,7 @@ class Recorded:
     @cached_property
     def targets(self) -> tuple[Target, ...]:
         """Every step that the model wrote, in the order of the trace."""
-        return tuple(target for step in self.trace.steps if (target := self._target(step)) is not None)
+        return tuple(target for step in self.trace.steps if (target := self.find_target(step)) is not None)
 
     def target(self, name: str) -> Target:
         """The tokens of a step, or one of them.
@@ -134,7 +134,7 @@ class Recorded:
         except TraceFormatError:
             known = ", ".join(target.step_id for target in self.targets[:12])
             raise InputError(f"trace {self.trace.id} has no step {step_id!r}; steps with tokens: {known}") from None
-        target = self._target(step)
+        target = self.find_target(step)
         if target is None:
             raise InputError(
                 f"step {step_id} ({step.kind}) has no tokens of the model's own, so nothing led the model to it; "
@@ -158,7 +158,7 @@ class Recorded:
         answers = [step for step in self.trace.steps if step.kind == "answer"]
         if not answers:
             raise InputError(f"trace {self.trace.id} has no answer; name the steps to explain, or use --targets all")
-        own = self._target(answers[-1])
+        own = self.find_target(answers[-1])
         if own is not None:
             return (own,)
         # A vote or a selection: what it came from says what the model read.
@@ -236,7 +236,8 @@ class Recorded:
         owner = self.source_of[target.sequence][: target.end]
         return np.bincount(owner, weights=scores, minlength=len(self.sources)).astype(np.float32)
 
-    def _target(self, step: Step) -> Target | None:
+    def find_target(self, step: Step) -> Target | None:
+        """The tokens of a step that the model wrote, or ``None`` where it wrote none."""
         if step.call_id is None or step.completion is None or step.start is None or step.end is None:
             return None
         number = self._by_place.get((step.call_id, step.completion))

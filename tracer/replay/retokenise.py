@@ -34,7 +34,7 @@ def retokenise(trace: Trace, tokenizer: Tokenizer, *, chunk_tokens: int | None =
     """
     steps = {step.id: step.model_copy(update=_NOWHERE) for step in trace.steps}
     calls: list[Call] = []
-    for shown, branch in _transcripts(trace):
+    for shown, branch in transcripts(trace):
         transcript = _render(trace, shown, tokenizer)
         for steps_in_a_row in _runs(shown, branch):
             places = {step.id: _extent(transcript, step.id) for step in steps_in_a_row}
@@ -55,7 +55,7 @@ def retokenise(trace: Trace, tokenizer: Tokenizer, *, chunk_tokens: int | None =
 _NOWHERE = dict.fromkeys(("call_id", "completion", "start", "end"))
 
 
-def _transcripts(trace: Trace) -> list[tuple[list[Step], str | None]]:
+def transcripts(trace: Trace) -> list[tuple[list[Step], str | None]]:
     """What was there to read for each branch, in order, and for the steps of none."""
     branches = dict.fromkeys(step.branch for step in trace.steps if step.branch is not None)
     found: list[tuple[list[Step], str | None]] = [(list(trace.steps), None)]

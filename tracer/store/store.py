@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -257,12 +257,39 @@ class Store:
             TraceNotFoundError: No trace or several match.
             StoreError: The store cannot be written.
         """
-        stored = encode(document_to_json(document))
+        self.put_documents(trace_id, kind, {key: document})
+
+    def put_documents(
+        self,
+        trace_id: str,
+        kind: DocumentKind,
+        attached: Mapping[str, dict[str, JsonValue]],
+        *,
+        remove: Iterable[str] = (),
+    ) -> None:
+        """Attach several documents by their keys, all of them or none; see `put_document`.
+
+        Args:
+            trace_id: The trace.
+            kind: What they are.
+            attached: Documents by key.
+            remove: Keys of documents that they replace.
+
+        Raises:
+            InputError: A document is not plain JSON data.
+            TraceNotFoundError: No trace or several match.
+            StoreError: The store cannot be written.
+        """
+        stored = {key: encode(document_to_json(document)) for key, document in attached.items()}
         with self._database.write() as connection:
             no = self._find(connection, trace_id).no
-            same = (documents.c.no == no, documents.c.kind == kind, documents.c.key == key)
-            if connection.execute(documents.update().where(*same).values(stored)).rowcount == 0:
-                connection.execute(documents.insert().values(no=no, kind=kind, key=key, **stored))
+            own = (documents.c.no == no, documents.c.kind == kind)
+            for key in set(remove) - set(stored):
+                connection.execute(documents.delete().where(*own, documents.c.key == key))
+            for key, row in stored.items():
+                same = (*own, documents.c.key == key)
+                if connection.execute(documents.update().where(*same).values(row)).rowcount == 0:
+                    connection.execute(documents.insert().values(no=no, kind=kind, key=key, **row))
 
     def documents(self, trace_id: str, kind: DocumentKind) -> dict[str, dict[str, JsonValue]]:
         """What was attached to a trace, by key, in the order in which it was first attached.

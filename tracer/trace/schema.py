@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tracer.trace.explanation import Explanation
+from tracer.trace.probes import ProbeScore
 from tracer.trace.trace import SCHEMA_VERSION, Trace
 
 SCHEMA_FILE = Path(__file__).with_name(f"schema-{SCHEMA_VERSION.split('.')[0]}.json")
@@ -18,9 +19,10 @@ SCHEMA_FILE = Path(__file__).with_name(f"schema-{SCHEMA_VERSION.split('.')[0]}.j
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a trace file."""
     schema = Trace.model_json_schema()
-    explanation = Explanation.model_json_schema(ref_template="#/$defs/{model}")
-    # Beside the trace's own definitions and not required by it: other programs may attach explanations of their own.
-    schema["$defs"] |= explanation.pop("$defs") | {"Explanation": explanation}
+    # Beside the trace's own definitions and not required by it: other programs may attach documents of their own.
+    for attached in (Explanation, ProbeScore):
+        own = attached.model_json_schema(ref_template="#/$defs/{model}")
+        schema["$defs"] |= own.pop("$defs") | {attached.__name__: own}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"tracer-trace-{SCHEMA_VERSION}",

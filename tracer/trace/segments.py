@@ -53,6 +53,11 @@ class Tokenizer(Protocol):
         """One more than the largest token id."""
         ...
 
+    @property
+    def start_token_ids(self) -> tuple[int, ...]:
+        """What stands before a text of its own, such as a beginning-of-sequence token; often nothing."""
+        ...
+
     def encode(self, text: str, *, trusted: Sequence[tuple[int, int]] | None = None) -> Encoded:
         """Tokenise, adding nothing.
 

@@ -4,6 +4,7 @@
 end, ...}]}``. A task explains the tokens ``[start, end)`` of a sequence. Prints one JSON line of seconds by task.
 """
 
+import copy
 import json
 import sys
 import time
@@ -43,17 +44,27 @@ def token_by_token(model, task, method):
 
 
 def whole_path(model, task):
-    """captum's integrated gradients of the span's summed log-probability, zero baseline, ``(end - 1, width)``."""
+    """captum's integrated gradients of the span's summed log-probability, ``(end - 1, width)``.
+
+    The baseline is zero, or the token ``task["baseline"]`` at every position.
+    """
     ids = torch.tensor(task["ids"][: task["end"]])
     span = slice(task["start"] - 1, task["end"] - 1)
+    inner = copy.deepcopy(model.model).double() if task["kind"] == "captum_ig64" else model.model
 
     def forward(embeddings):
-        logits = model.model(inputs_embeds=embeddings, use_cache=False).logits[:, span]
+        logits = inner(inputs_embeds=embeddings, use_cache=False).logits[:, span]
         return logits.log_softmax(-1).gather(-1, ids[task["start"] :].expand(len(logits), -1)[..., None]).sum((1, 2))
 
-    inputs = model.model.get_input_embeddings()(ids[:-1])[None].detach()
+    embed = inner.get_input_embeddings()
+    inputs = embed(ids[:-1])[None].detach()
+    start = torch.zeros_like(inputs)
+    if task["baseline"] is not None:
+        start = embed(torch.full_like(ids[:-1], task["baseline"]))[None].detach()
     method = IntegratedGradients(forward)
-    found = method.attribute(inputs, n_steps=task["points"], method="gausslegendre", internal_batch_size=1)
+    found = method.attribute(
+        inputs, baselines=start, n_steps=task["points"], method="gausslegendre", internal_batch_size=1
+    )
     return found[0].float()
 
 
@@ -73,7 +84,9 @@ def main():
         began = time.perf_counter()
         with torch.enable_grad():
             found = (
-                whole_path(model, task) if task["kind"] == "captum_ig" else token_by_token(model, task, task["kind"])
+                whole_path(model, task)
+                if task["kind"].startswith("captum_ig")
+                else token_by_token(model, task, task["kind"])
             )
         seconds[task["name"]] = time.perf_counter() - began
         arrays[task["name"]] = found.detach().contiguous()

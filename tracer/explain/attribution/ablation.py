@@ -21,6 +21,7 @@ from tracer.explain.attribution.lasso import fit_lasso
 from tracer.explain.attribution.parameters import number, whole
 from tracer.explain.base import Context, Finding, Request
 from tracer.explain.removal import Kind, Masks, Removal, logit, removable
+from tracer.explain.scoring import Backends, backends
 from tracer.replay.recorded import Target
 
 EXACT_SHAPLEY = 6
@@ -45,10 +46,19 @@ def run(context: Context, requests: Sequence[Request], targets: Sequence[Target]
         CancelledError: Somebody stopped it.
         EngineUnavailableError: Memory ran out.
     """
+    for item in requests:
+        removal_parameters(item)
+    with backends(context) as known:
+        yield from _run(context, requests, targets, known)
+
+
+def _run(
+    context: Context, requests: Sequence[Request], targets: Sequence[Target], known: Backends
+) -> Iterator[Finding]:
     solvers = {"leave_one_out": _leave_one_out, "contextcite": _context_cite, "shapley": _shapley}
     done = 0
     for target in targets:
-        shared: dict[tuple[str, frozenset[str] | None], Removal] = {}
+        shared: dict[tuple[Kind, frozenset[str] | None, JsonValue], Removal] = {}
         for item in requests:
             context.check_cancel()
             kind, kinds = removal_parameters(item)
@@ -56,10 +66,15 @@ def run(context: Context, requests: Sequence[Request], targets: Sequence[Target]
                 # Nothing of the kinds that were asked for was there to be read.
                 yield Finding(item, target, np.zeros(target.end, dtype=np.float32), {"masks": 0})
                 continue
-            removal = shared.setdefault((kind, kinds), _removal(context, target, kind, kinds, shared))
+            by = item.parameters["backend"]
+            removal = shared.get((kind, kinds, by))
+            if removal is None:
+                backend = known.named(item.method.name, by)
+                removal = shared[kind, kinds, by] = Removal(context, target, kind=kind, kinds=kinds, backend=backend)
             shares = solvers[item.method.name](context, removal, item)
             details: dict[str, JsonValue] = {
                 "removal": kind,
+                "backend": by,
                 "masks": removal.evaluated,
                 "complete": _only(removal, np.ones(len(removal.units), dtype=bool)),
                 **(shares.details or {}),
@@ -84,6 +99,11 @@ def removal_parameters(item: Request) -> tuple[Kind, frozenset[str] | None]:
     if kind not in ("delete", "mask"):
         raise InputError(f"{item.method.name}: removal is {kind!r}; use 'delete' or 'mask'")
     chosen = kinds.split("+") if isinstance(kinds, str) else kinds
+    if kind == "mask" and item.parameters.get("backend", "replica") != "replica":
+        raise InputError(
+            f"{item.method.name}: an engine can only be sent shortened texts, where masking leaves gaps; "
+            "use removal=delete, or backend=replica"
+        )
     if chosen is not None and (not isinstance(chosen, list) or not chosen):
         raise InputError(f"{item.method.name}: kinds is {kinds!r}; name kinds of sources, such as document+observation")
     return cast("Kind", kind), None if chosen is None else frozenset(str(name) for name in chosen)
@@ -92,17 +112,6 @@ def removal_parameters(item: Request) -> tuple[Kind, frozenset[str] | None]:
 def random_masks(count: int, units: int, *, seed: int) -> Masks:
     """Masks that keep each source with probability one half, ``(count, units)``."""
     return np.random.default_rng(seed).random((count, units)) < 0.5
-
-
-def _removal(
-    context: Context,
-    target: Target,
-    kind: Kind,
-    kinds: frozenset[str] | None,
-    shared: dict[tuple[str, frozenset[str] | None], Removal],
-) -> Removal:
-    found = shared.get((kind, kinds))
-    return found if found is not None else Removal(context, target, kind=kind, kinds=kinds)
 
 
 def _leave_one_out(context: Context, removal: Removal, item: Request) -> _Shares:

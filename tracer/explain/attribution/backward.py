@@ -32,15 +32,17 @@ _KEPT_WIDTHS = 30
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 """Turns the embeddings of tokens, ``(tokens, width)``, into those that are fed in."""
+Aims = Callable[[Context, Target, torch.Tensor], Sequence[torch.Tensor]]
+"""Scalars of a target, made from the rows that predict its tokens, ``(tokens, width)``, which can be unembedded."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gradients:
-    """What is known of one target.
+    """What is known of one scalar of one target.
 
     Args:
         target: The target.
-        value: Its target function, nats.
+        value: The scalar; the target function in nats unless other aims were given.
         gradient: At the embeddings fed in, ``(target.end - 1, width)`` float32; empty if it was not asked for.
     """
 
@@ -62,8 +64,21 @@ class _Walk:
         del self.inputs[node.number], self.hidden[node.number]
 
 
+def target_function(context: Context, target: Target, rows: torch.Tensor) -> Sequence[torch.Tensor]:
+    """The one scalar that most methods explain: the target function summed over the target's tokens."""
+    ids = context.recorded.sequences[target.sequence].token_ids[target.start : target.end]
+    tokens = torch.as_tensor(ids, device=rows.device)
+    each = objective(context.replica.unembed(rows), tokens, function=context.target_function, foil=context.foil)
+    return [each.sum()]
+
+
 def gradients(
-    context: Context, targets: Sequence[Target], *, change: Change | None = None, backward: bool = True
+    context: Context,
+    targets: Sequence[Target],
+    *,
+    change: Change | None = None,
+    backward: bool = True,
+    aims: Aims = target_function,
 ) -> Iterator[Gradients]:
     """Gradient of each target, as soon as it is known.
 
@@ -72,6 +87,8 @@ def gradients(
         targets: What to explain.
         change: What is fed in place of the embeddings; the gradient is taken there.
         backward: Whether gradients are wanted, or values only.
+        aims: What to differentiate. All scalars of a target share its forward pass; each has a backward pass of its
+            own and is yielded on its own, in their order.
 
     Raises:
         PromptTooLongError: A sequence is longer than the replica's context.
@@ -79,7 +96,7 @@ def gradients(
         EngineUnavailableError: Memory ran out.
     """
     if backward and (context.low_memory or not _fits(context, targets)):
-        yield from _recomputed(context, targets, change)
+        yield from _recomputed(context, targets, change, aims)
         return
     tree, due = _plan(context, targets)
     check_length(context.replica, tree)
@@ -93,10 +110,7 @@ def gradients(
         with context.cost.timed(), torch.set_grad_enabled(backward):
             _enter(context, walk, node, change)
         for target in due[node.number]:
-            context.check_cancel()
-            with context.cost.timed(), torch.set_grad_enabled(backward):
-                found = _explain(context, walk, node, target, backward=backward)
-            yield found
+            yield from _explain(context, walk, node, target, aims, backward=backward)
 
 
 def _plan(context: Context, targets: Sequence[Target]) -> tuple[PrefixTree, dict[int, list[Target]]]:
@@ -138,18 +152,27 @@ def _enter(context: Context, walk: _Walk, node: Node, change: Change | None) -> 
     context.cost.forward_tokens += len(node.token_ids)
 
 
-def _explain(context: Context, walk: _Walk, node: Node, target: Target, *, backward: bool) -> Gradients:
+def _explain(
+    context: Context, walk: _Walk, node: Node, target: Target, aims: Aims, *, backward: bool
+) -> Iterator[Gradients]:
     path = node.path
-    rows = torch.cat([walk.hidden[item.number] for item in path[_first(path, target.start - 1) :]])
-    offset = path[_first(path, target.start - 1)].position
-    value = _value(context, rows[target.start - 1 - offset : target.end - 1 - offset], target)
-    if not backward:
-        return Gradients(target, value.item(), torch.empty(0))
+    first = _first(path, target.start - 1)
+    offset = path[first].position
+    context.check_cancel()
+    with context.cost.timed(), torch.set_grad_enabled(backward):
+        rows = torch.cat([walk.hidden[item.number] for item in path[first:]])
+        values = aims(context, target, rows[target.start - 1 - offset : target.end - 1 - offset])
     inputs = [walk.inputs[item.number] for item in path]
-    with context.replica.running(walk.plan):
-        parts = torch.autograd.grad(value, inputs, retain_graph=True)
-    context.cost.backward_passes += 1
-    return Gradients(target, value.item(), torch.cat([part.float() for part in parts])[: target.end - 1])
+    for value in values:
+        context.check_cancel()
+        if not backward:
+            yield Gradients(target, value.item(), torch.empty(0))
+            continue
+        with context.cost.timed(), context.replica.running(walk.plan):
+            # A scalar of an early token does not depend on a later node.
+            parts = torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True, materialize_grads=True)
+        context.cost.backward_passes += 1
+        yield Gradients(target, value.item(), torch.cat([part.float() for part in parts])[: target.end - 1])
 
 
 def _first(path: tuple[Node, ...], position: int) -> int:
@@ -157,14 +180,7 @@ def _first(path: tuple[Node, ...], position: int) -> int:
     return max(index for index, node in enumerate(path) if node.position <= position)
 
 
-def _value(context: Context, rows: torch.Tensor, target: Target) -> torch.Tensor:
-    ids = context.recorded.sequences[target.sequence].token_ids[target.start : target.end]
-    tokens = torch.as_tensor(ids, device=rows.device)
-    each = objective(context.replica.unembed(rows), tokens, function=context.target_function, foil=context.foil)
-    return each.sum()
-
-
-def _recomputed(context: Context, targets: Sequence[Target], change: Change | None) -> Iterator[Gradients]:
+def _recomputed(context: Context, targets: Sequence[Target], change: Change | None, aims: Aims) -> Iterator[Gradients]:
     """One target at a time, layer by layer: only layer inputs are kept, the rest is computed again on the way back."""
     replica = context.replica
     for target in targets:
@@ -175,9 +191,9 @@ def _recomputed(context: Context, targets: Sequence[Target], change: Change | No
         walk = _Walk(Plan(keep=False))
         with context.cost.timed(), torch.enable_grad(), _checkpointed(replica):
             _enter(context, walk, tree.nodes[0], change)
-            found = _explain(context, walk, tree.nodes[0], target, backward=True)
+        for found in _explain(context, walk, tree.nodes[0], target, aims, backward=True):
             context.cost.forward_tokens += len(ids)
-        yield found
+            yield found
 
 
 @contextmanager

@@ -21,11 +21,12 @@ from tracer.explain.attribution.objective import check_foil
 from tracer.explain.base import Context, Finding, Request
 from tracer.replay.recorded import Target
 
-_ON_INPUT: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+ON_INPUT: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "grad_x_input": lambda gradient, inputs: (gradient * inputs).sum(-1),
     "grad_l1": lambda gradient, inputs: gradient.abs().sum(-1),
     "grad_l2": lambda gradient, inputs: gradient.norm(dim=-1),
 }
+"""How methods turn a gradient and its embeddings, both ``(tokens, width)``, into a score for each token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,8 @@ def run(context: Context, requests: Sequence[Request], targets: Sequence[Target]
         EngineUnavailableError: Memory ran out.
     """
     check_foil(context.replica, context.foil)
-    at_input = [item for item in requests if item.method.name in _ON_INPUT]
-    paths = [_path(context, item) for item in requests if item.method.name not in _ON_INPUT]
+    at_input = [item for item in requests if item.method.name in ON_INPUT]
+    paths = [_path(context, item) for item in requests if item.method.name not in ON_INPUT]
     total = len(targets) * (bool(at_input) + sum(len(path.shares) for path in paths))
     done = 0
 
@@ -67,10 +68,10 @@ def run(context: Context, requests: Sequence[Request], targets: Sequence[Target]
 
     if at_input:
         for found in gradients(context, targets):
-            inputs = context.replica.embed(_ids(context, found.target)).float()
+            inputs = context.replica.embed(ids_read(context, found.target)).float()
             for item in at_input:
-                scores = _ON_INPUT[item.method.name](found.gradient, inputs)
-                yield Finding(item, found.target, _padded(scores, found.target), {"target_function": found.value})
+                scores = ON_INPUT[item.method.name](found.gradient, inputs)
+                yield Finding(item, found.target, padded(scores, found.target), {"target_function": found.value})
             advance()
     for path in paths:
         yield from _integrated(context, path, targets, advance)
@@ -89,7 +90,7 @@ def _integrated(
             advance()
     ends = {share: _values(context, targets, path.at(share)) for share in (0.0, 1.0)}
     for target in targets:
-        inputs = context.replica.embed(_ids(context, target)).float()
+        inputs = context.replica.embed(ids_read(context, target)).float()
         scores = ((inputs - path.start(inputs)) * sums[target.step_id]).sum(-1)
         change = ends[1.0][target.step_id] - ends[0.0][target.step_id]
         error = float(scores.double().sum()) - change
@@ -98,7 +99,7 @@ def _integrated(
             "completeness_error": error,
             "relative_completeness_error": abs(error) / max(abs(change), 1e-12),
         }
-        yield Finding(path.request, target, _padded(scores, target), details)
+        yield Finding(path.request, target, padded(scores, target), details)
 
 
 def _values(
@@ -124,12 +125,12 @@ def _path(context: Context, request: Request) -> _Path:
     return _Path(request, start, tuple(((shares + 1) / 2).tolist()), tuple((weights / 2).tolist()))
 
 
-def _ids(context: Context, target: Target) -> np.ndarray:
+def ids_read(context: Context, target: Target) -> np.ndarray:
     """Ids of the tokens that the target function depends on."""
     return context.recorded.sequences[target.sequence].token_ids[: target.end - 1]
 
 
-def _padded(scores: torch.Tensor, target: Target) -> np.ndarray:
+def padded(scores: torch.Tensor, target: Target) -> np.ndarray:
     """Scores of all tokens before the target's end; its last token is not read by anything in it."""
     padded = np.zeros(target.end, dtype=np.float32)
     padded[: len(scores)] = scores.cpu().numpy()

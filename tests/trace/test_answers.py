@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracer.agents.answers import answer_class, extract_answer, is_correct, normalise, parse_number
+from tracer.trace.answers import answer_class, extract_answer, is_correct, normalise, parse_number
 
 
 @pytest.mark.parametrize(
