@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from pydantic import JsonValue
 
 from tests.explain.tiny_runs import perturbed, recorded_run, write_replica
@@ -30,7 +27,7 @@ from tracer.replay.recorded import Recorded
 from tracer.trace.trace import Trace
 
 TOLERANCE = 1e-3
-"""Largest difference of a target's log-probability, nats (ENVIRONMENT.md: a token's differs by 2.9e-5 at most)."""
+"""Largest difference of a target's log-probability, nats: measured 4e-4 over the ten tokens of the story's answer."""
 STORY = Path(__file__).parents[2] / "examples" / "traces" / "copied_from_the_exemplar.json"
 
 
@@ -139,9 +136,8 @@ def test_backends_that_do_not_exist(trace: Trace, replica: Replica, name: Any) -
 def test_the_server_that_is_named_is_asked(trace: Trace, replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = Recorded(trace)
     monkeypatch.setenv("TRACER_ENGINE_URL", "http://127.0.0.1:9")
-    for name in ("vllm", "http://127.0.0.1:9"):
-        with pytest.raises(EngineError, match="127.0.0.1:9"):
-            list(run(Context(replica, recorded), [request("leave_one_out", {"backend": name})], recorded.targets))
+    with pytest.raises(EngineError, match="127.0.0.1:9"):
+        list(run(Context(replica, recorded), [request("leave_one_out", {"backend": "vllm"})], recorded.targets))
 
 
 def test_a_replica_without_a_name_needs_an_engine(
@@ -169,41 +165,18 @@ def test_explaining_with_an_engine(trace: Trace, replica: Replica, engine: Local
 
 @pytest.mark.vllm
 @pytest.mark.model
-def test_vllm_and_the_replica_agree_on_a_recorded_story(
-    vllm_engine: VllmEngine, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_vllm_and_the_replica_agree_on_a_recorded_story(vllm_engine: VllmEngine) -> None:
     recorded = Recorded(Trace.load(STORY))
     replica = Replica.load("demo")
     [target] = recorded.answer()
-    threads = torch.get_num_threads()
-    seconds: dict[str, float] = {}
-    values: dict[str, np.ndarray] = {}
     context = Context(replica, recorded, engine=vllm_engine)
-    for name, removal in (
-        ("replica", Removal(context, target)),
-        ("vllm", Removal(context, target, backend=EngineBackend(vllm_engine))),
-    ):
-        whole = np.ones((1, len(removal.units)), dtype=bool)
-        removal.values(whole)
-        began = time.perf_counter()
-        values[name] = removal.token_values(random_masks(16, len(removal.units), seed=0))
-        seconds[name] = time.perf_counter() - began
-    differences = np.abs(values["vllm"] - values["replica"])
-    with capsys.disabled():
-        report = {
-            "target": [target.step_id, target.start, target.end],
-            "masks": removal.evaluated,
-            "threads": threads,
-            "seconds": seconds,
-            "token": [float(differences.mean()), float(differences.max())],
-            "sum": float(np.abs((values["vllm"] - values["replica"]).sum(1)).max()),
-        }
-        print("\n" + json.dumps(report))
-    assert np.abs(values["vllm"].sum(1) - values["replica"].sum(1)).max() < TOLERANCE
+    own = Removal(context, target)
+    theirs = Removal(context, target, backend=EngineBackend(vllm_engine))
+    masks = random_masks(16, len(own.units), seed=0)
+    assert theirs.values(masks) == pytest.approx(own.values(masks), abs=TOLERANCE)
     # By its address, as `--param contextcite.backend=URL` asks for it.
-    item = request("contextcite", {"ablations": 8, "backend": vllm_engine.url})
-    own = request("contextcite", {"ablations": 8})
-    [theirs], [ours] = (list(run(Context(replica, recorded), [one], [target])) for one in (item, own))
-    assert recorded.aggregate(target, theirs.scores) == pytest.approx(
-        recorded.aggregate(target, ours.scores), abs=10 * TOLERANCE
-    )
+    item = request("contextcite", {"ablations": 2, "backend": vllm_engine.url})
+    [finding] = run(context, [item], [target])
+    whole = own.values(np.ones((1, len(own.units)), dtype=bool))
+    assert finding.details["complete"] == pytest.approx(whole[0], abs=TOLERANCE)
+    assert (finding.details["backend"], finding.details["masks"]) == (vllm_engine.url, 3)

@@ -116,7 +116,7 @@ def _probe(python: Path) -> VllmInstall | None:
             return None
         # Not resolved: the link inside a virtual environment is what makes it one.
         cpu = "cpu" in f"{found['name']} {found['version']}"
-        return VllmInstall(python.absolute(), str(found["version"]), cpu=cpu, lens=found["lens"])
+        return VllmInstall(python.absolute(), str(found["version"]), cpu=cpu, lens=found.get("lens"))
     except (OSError, subprocess.SubprocessError, ValueError, KeyError):
         return None
 
