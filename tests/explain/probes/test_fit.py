@@ -192,17 +192,19 @@ def test_planted_directions_are_found_apart() -> None:
 
 @pytest.mark.parametrize("kind", ["ttpd", "mass_mean"])
 def test_attention_sinks_do_no_harm_after_normalisation(kind: str) -> None:
-    wrecked, saved = (planted(strength=2.0, sinks=0.04, normalisation=how, seed=6).material for how in ("none", "rms"))
-    found = {}
-    for name, material in (("none", wrecked), ("rms", saved)):
-        learnt, judged = parts(material)
-        ordinary = np.flatnonzero(
-            np.linalg.norm(judged.values if name == "none" else parts(wrecked)[1].values, axis=1) < 50
+    found: dict[str, list[float]] = {"none": [], "rms": []}
+    # How much harm a few enormous states do is chance: three draws.
+    for seed in (6, 7, 8):
+        wrecked, saved = (
+            planted(strength=2.0, sinks=0.08, normalisation=how, seed=seed).material for how in ("none", "rms")
         )
-        probe = fit(kind, learnt)
-        found[name] = accuracy(probe.score(judged.values[ordinary]), judged.labels[ordinary])
-    assert found["rms"] > 0.93
-    assert found["rms"] > found["none"] + 0.02
+        ordinary = np.flatnonzero(np.linalg.norm(parts(wrecked)[1].values, axis=1) < 50)
+        for name, material in (("none", wrecked), ("rms", saved)):
+            learnt, judged = parts(material)
+            probe = fit(kind, learnt)
+            found[name].append(accuracy(probe.score(judged.values[ordinary]), judged.labels[ordinary]))
+    assert min(found["rms"]) > 0.93
+    assert np.mean(found["rms"]) > np.mean(found["none"]) + 0.1
 
 
 def test_normalised_states_are_equally_long() -> None:
