@@ -440,4 +440,4 @@ def test_features_of_the_demo_model_are_shares() -> None:
     assert found.shape == (24, 14, len(recorded.sources))
     whole = found.sum(-1)
     # What is missing rests on the first token.
-    assert whole.min() >= 0 and whole.max() <= 1 + 1e-5 and whole.mean() < 0.9
+    assert whole.min() >= 0 and whole.max() <= 1 + 1e-5 and whole.mean() < 0.98
