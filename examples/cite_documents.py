@@ -7,7 +7,7 @@ import sys
 
 import tracer
 from tracer.agents.tools import load_documents
-from tracer.explain.citations import cited_answer, shared_threshold
+from tracer.explain.citations import cited_answer, joint_references, shared_threshold
 from tracer.tasks import documents_folder
 
 question, folder = sys.argv[1:3] if len(sys.argv) > 2 else ("What is the currency of Brundalia?", documents_folder())
@@ -21,15 +21,17 @@ engine.close()
 report = tracer.explain(trace, methods=["mirage"])
 mirage = report.explanation("mirage")
 
+# The reasoning and the answer are judged together: what the documents hardly changed cites nothing.
 least = shared_threshold(mirage, report.targets)
-for step_id in report.targets:
-    answer = cited_answer(report.trace, mirage, step_id, least=least)
-    print(f"{step_id:>4} {' '.join(answer.marked().split())}")
+answers = [cited_answer(report.trace, mirage, step_id, least=least) for step_id in report.targets]
+for answer in answers:
+    print(f"{answer.step_id:>4} {' '.join(answer.marked().split())}")
 
 print()
-for reference in answer.references:
+for reference in joint_references(answers):
     print(f"{f'[{reference.number}]':>5} {reference.share:6.1%}  {reference.title}")
-worth = answer.trust.measured
+
+worth = answers[-1].trust.measured
 if worth is not None and worth.lds is not None:
-    better = "better" if answer.trust.better_than_random else "not shown to be better"
-    print(f"\nLDS {worth.lds:+.2f} over {worth.sources} sources, {better} than random")
+    better = "better" if answers[-1].trust.better_than_random else "not shown to be better"
+    print(f"\nthe answer's scores: LDS {worth.lds:+.2f} over {worth.sources} sources, {better} than random")
