@@ -13,10 +13,9 @@ from pydantic import JsonValue
 
 from tests.explain.tiny_runs import AUTO, VOCABULARY, write_replica
 from tracer.explain.probes.calibration import fit_calibration
-from tracer.explain.probes.metrics import Estimate, Measured
 from tracer.explain.probes.probe import Probe
-from tracer.explain.probes.saved import HeldOut, ProbeRecord, SavedProbe, Training
-from tracer.explain.probes.step_worth import StepWorth
+from tracer.explain.probes.saved import ProbeRecord, SavedProbe, Training
+from tracer.trace.probe_report import Estimate, HeldOut, Measured, StepWorth
 
 WIDTH = 32
 TRUE, FALSE = "!", "."

@@ -8,34 +8,21 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from tracer.explain.probes.examples import Floats, normalise
-from tracer.explain.probes.first_error import FirstErrors, FirstErrorTask
 from tracer.explain.probes.fit import fit
 from tracer.explain.probes.held_out import Material
-from tracer.explain.probes.metrics import Measured
 from tracer.explain.probes.places import Position
 from tracer.explain.probes.probe import Probe
 from tracer.explain.probes.step_chains import perturbed
 from tracer.explain.probes.step_features import step_features
 from tracer.explain.probes.step_probe import ON_POLICY, TEST_PROBLEMS, Progress, held_out_chains, own_steps
-from tracer.explain.probes.step_worth import StepWorth
 from tracer.explain.probes.tables import Table, interval
-from tracer.explain.probes.transfer import Reader, Transfer, transfer
+from tracer.explain.probes.transfer import Reader, transfer
 from tracer.replay.model import Replica
+from tracer.trace.probe_report import FirstErrors, FirstErrorTask, Measured, StepEvaluation, StepWorth, Transfer
 
 MADE_UP = "right steps and the same with a made-up wrong result"
-
-
-class StepEvaluation(BaseModel):
-    """Probes on steps that had no part in them."""
-
-    model_config = ConfigDict(frozen=True)
-
-    own: Transfer | None
-    """Steps with the model's own results; ``None`` where it was nearly always right, or nearly always wrong."""
-    made_up: Transfer
 
 
 def statement_readers(

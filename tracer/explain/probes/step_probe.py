@@ -18,14 +18,14 @@ from tracer.explain.probes.fit import fit
 from tracer.explain.probes.metrics import auroc, measure
 from tracer.explain.probes.places import POSITIONS, Position
 from tracer.explain.probes.probe import Probe
-from tracer.explain.probes.saved import STEPS, HeldOut, ProbeRecord, SavedProbe, Training, mark
+from tracer.explain.probes.saved import STEPS, ProbeRecord, SavedProbe, Training, mark
 from tracer.explain.probes.statements import Indices
 from tracer.explain.probes.step_chains import OPERATIONS, Chain, StepExample, chains, fingerprint, perturbed
 from tracer.explain.probes.step_features import LOGPROBS, StepFeatures, on_policy, step_features
-from tracer.explain.probes.step_worth import StepWorth
 from tracer.explain.probes.transfer import Reader, measure_baselines, read_steps, step_worth
 from tracer.replay.forward import check_cancel
 from tracer.replay.model import Replica, identity_of
+from tracer.trace.probe_report import HeldOut, StepWorth
 
 KIND = "logistic_l2"
 PROBLEMS = 80

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tracer.explain.probes.metrics import Estimate
-from tracer.explain.probes.results import Evaluation, MethodResult
+from tracer.trace.probe_report import Estimate, Evaluation, MethodResult
 
 _LAYERS_SHOWN = 24
 
@@ -110,12 +109,15 @@ def _layers(found: Evaluation) -> Table:
     layers = tuple(dict.fromkeys(item.layer for item in found.by_layer))
     step = -(-len(layers) // _LAYERS_SHOWN)
     return Table(
-        "Accuracy % (AUROC) by layer",
+        "Accuracy % [95%] (AUROC) by layer",
         ("layer", *methods),
         tuple(
             (
                 str(layer),
-                *(f"{percent(cells[layer, name].accuracy)} ({_plain(cells[layer, name].auroc)})" for name in methods),
+                *(
+                    f"{interval(cells[layer, name].accuracy, shares=True)} ({_plain(cells[layer, name].auroc.value)})"
+                    for name in methods
+                ),
             )
             for layer in layers[::step]
         ),

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from tracer.errors import InputError
 from tracer.explain.probes.examples import Flags, Floats, one_thread
 from tracer.explain.probes.logistic import fit_logistic
-from tracer.explain.probes.metrics import DRAWS, Estimate, Measured, auroc, auroc_difference, measure
+from tracer.explain.probes.metrics import DRAWS, auroc, auroc_difference, measure, roc
 from tracer.explain.probes.places import Position, read_position
 from tracer.explain.probes.saved import SavedProbe
 from tracer.explain.probes.step_features import LOGPROBS, StepFeatures
-from tracer.explain.probes.step_worth import StepWorth
+from tracer.trace.probe_report import Estimate, Measured, StepCurve, StepWorth, Transfer
 
 _FOLDS = 5
 _PENALTY = 100.0
@@ -49,21 +48,6 @@ class Reader:
         return cls(probe.record.name, probe.record.layer, read_position(probe.record.position), probe.score)
 
 
-class Transfer(BaseModel):
-    """Probes and baselines on the same steps."""
-
-    model_config = ConfigDict(frozen=True)
-
-    steps: str
-    """What steps these are."""
-    rows: int
-    wrong: int
-    by_operation: dict[str, tuple[int, int]]
-    """For each kind of step how many there are, and how many of them are wrong."""
-    probes: tuple[StepWorth, ...]
-    baselines: tuple[Measured, ...]
-
-
 def transfer(
     features: StepFeatures, probes: Sequence[Reader], *, steps: str, seed: int = 0, draws: int = DRAWS
 ) -> Transfer:
@@ -92,6 +76,7 @@ def transfer(
         )
         for probe in probes
     )
+    scored = {probe.name: read_steps(features, probe) for probe in probes} | dict(features.baselines)
     counts: dict[str, tuple[int, int]] = {}
     for example in features.examples:
         count, wrong = counts.get(example.step.operation, (0, 0))
@@ -103,6 +88,7 @@ def transfer(
         by_operation=dict(sorted(counts.items())),
         probes=worths,
         baselines=baselines,
+        curves=tuple(StepCurve(name=name, roc=roc(values, features.labels)) for name, values in scored.items()),
     )
 
 
