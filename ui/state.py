@@ -12,6 +12,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import streamlit as st
 
+from tracer.errors import InputError
+from tracer.jobs import Job, Jobs
 from tracer.store import Store, TraceFilter, TraceSummary, default_location
 from tracer.trace.trace import Step, Trace
 from ui.palette import AGENTS, STATUSES, Theme
@@ -184,3 +186,46 @@ def _read(key: str, kind: type[_Value]) -> _Value | None:
 def _parameter(name: str) -> str | None:
     value = st.query_params.get(name)
     return value if value and len(value) <= ID_CHARACTERS and value.isprintable() else None
+
+
+JOB = "job"
+_JOB_STARTED = "job_started_"
+
+
+def jobs() -> Jobs:
+    """The jobs of the store that is shown, one object for all sessions."""
+    return _jobs(str(default_location()))
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _jobs(location: str) -> Jobs:
+    return Jobs.of_store(location)
+
+
+def job() -> Job | None:
+    """The job that the URL names, if there is one of that id."""
+    wanted = _parameter(JOB)
+    if wanted is None:
+        return None
+    try:
+        return jobs().get(wanted)
+    except InputError:
+        return None
+
+
+def select_job(job_id: str | None) -> None:
+    """Put a job in the URL, or take it out of it."""
+    if job_id is None:
+        st.query_params.pop(JOB, None)
+    else:
+        st.query_params[JOB] = job_id
+
+
+def started_job(key: str) -> str | None:
+    """The id of the job that the button of this key started last in this session."""
+    return _read(_JOB_STARTED + key, str)
+
+
+def set_started_job(key: str, job_id: str) -> None:
+    """Remember it, so that its end is shown where it was started."""
+    st.session_state[_JOB_STARTED + key] = job_id

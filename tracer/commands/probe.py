@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -18,12 +17,10 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from tracer.console import StageProgress
-    from tracer.explain.probes.examples import Normalisation
-    from tracer.explain.probes.held_out import Material
+    from tracer.explain.probes.make import Work
     from tracer.explain.probes.saved import SavedProbe
     from tracer.explain.probes.statements import Statement
     from tracer.explain.probes.tables import Table
-    from tracer.replay.model import Replica
 
 probe_app = typer.Typer(no_args_is_help=True, help="Truth probes: making one for a model, and what they are worth.")
 
@@ -44,69 +41,6 @@ PrefixOption = Annotated[
 ]
 NormalisationOption = Annotated[str, typer.Option(metavar="rms|none", help="What is done to hidden states first.")]
 SeedOption = Annotated[int, typer.Option(help="For everything drawn at random.")]
-
-
-class Stage(NamedTuple):
-    """How far a part of the work is, as progress bars take it."""
-
-    stage: str
-    done: int
-    total: int
-
-
-@dataclass(slots=True)
-class Work:
-    """What the parts of a command share; the model is loaded once, when it is first needed.
-
-    Args:
-        model: Name of the model.
-        data: A person's own statements.
-        dtype: Precision; ``None`` takes what is fast here.
-        prefix: Stands before every statement.
-        normalisation: What is done to hidden states first.
-        seed: For everything drawn at random.
-        bar: Shows how far the work is.
-        cancel: Ends it.
-    """
-
-    model: str
-    data: Path | None
-    dtype: str | None
-    prefix: str
-    normalisation: Normalisation
-    seed: int
-    bar: StageProgress | None
-    cancel: threading.Event
-    _replica: Replica | None = field(default=None, init=False)
-
-    def replica(self) -> Replica:
-        """The model."""
-        from tracer.engines.loading import fast_dtype
-        from tracer.replay.model import Replica
-
-        if self._replica is None:
-            self._replica = Replica.load(self.model, dtype=self.dtype or fast_dtype(), progress=self.bar)
-        return self._replica
-
-    def progress(self, stage: str) -> Callable[[int, int], None] | None:
-        """Shows how far a part of the work is."""
-        bar = self.bar
-        return None if bar is None else lambda done, total: bar(Stage(stage, done, total))
-
-    def material(self, statements: Sequence[Statement]) -> Material:
-        """Statements with their hidden states; what was extracted before is read from the cache."""
-        from tracer.engines.weights.cache import cache_dir
-        from tracer.explain.probes.activations import extract
-        from tracer.explain.probes.held_out import Material
-
-        activations = extract(
-            self.replica(),
-            [self.prefix + item.text for item in statements],
-            folder=cache_dir() / "activations",
-            progress=self.progress("hidden states of statements"),
-            cancel=self.cancel,
-        )
-        return Material(statements, activations, self.normalisation)
 
 
 class Section(NamedTuple):
@@ -151,28 +85,17 @@ def train(
 ) -> None:
     """Make the truth probe of a model, once; `tracer explain` uses it from then on."""
     from tracer.console import err, stages, stop_on_signal
+    from tracer.explain.probes.make import make_probe
     from tracer.explain.probes.saved import probe_path
-    from tracer.explain.probes.train import FACTS_PER_TOPIC, KIND
-    from tracer.explain.probes.train import train as train_probe
-    from tracer.replay.model import identity_of
+    from tracer.explain.probes.train import FACTS_PER_TOPIC, KIND, OWN_STATEMENTS
 
     _check_kinds([kind or KIND])
     statements = _statements(data, FACTS_PER_TOPIC if per_topic is None else per_topic, seed)
     with stop_on_signal() as cancel, stages() as bar:
-        work = _work(model, data, dtype, prefix, normalisation, seed, None if as_json else bar, cancel)
-        material = work.material(statements)
-        identity = identity_of(work.replica())
-        probe = train_probe(
-            material,
-            identity=identity,
-            kind=kind or KIND,
-            prefix=work.prefix,
-            source=data.name if data is not None else "tracer's own statements",
-            seed=seed,
-            progress=work.progress("fitting probes"),
-            cancel=cancel,
-        )
-    path = out_file or probe_path(identity)
+        work = _work(model, dtype, prefix, normalisation, seed, None if as_json else bar, cancel)
+        source = data.name if data is not None else OWN_STATEMENTS
+        probe = make_probe(work, statements, kind=kind or KIND, source=source)
+    path = out_file or probe_path(work.identity())
     probe.save(path)
     if as_json:
         sys.stdout.write(json.dumps({**probe.record.model_dump(mode="json"), "file": str(path)}) + "\n")
@@ -207,9 +130,9 @@ def evaluate(
     chosen = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
     _check_kinds(chosen)
     with stop_on_signal() as cancel, stages() as bar:
-        work = _work(model, data, dtype, prefix, normalisation, seed, None if as_json else bar, cancel)
+        work = _work(model, dtype, prefix, normalisation, seed, None if as_json else bar, cancel)
         sections = [
-            statement_section(work, per_topic=per_topic, methods=chosen, layer=layer, repeats=repeats),
+            statement_section(work, data, per_topic=per_topic, methods=chosen, layer=layer, repeats=repeats),
         ]
     if as_json:
         sys.stdout.write(json.dumps({section.name: section.document for section in sections}) + "\n")
@@ -219,7 +142,7 @@ def evaluate(
 
 
 def statement_section(
-    work: Work, *, per_topic: int, methods: Sequence[str] | None, layer: int | None, repeats: int
+    work: Work, data: Path | None, *, per_topic: int, methods: Sequence[str] | None, layer: int | None, repeats: int
 ) -> Section:
     """Probes on statements, one topic left out at a time."""
     from tracer.explain.probes.evaluate import METHODS
@@ -227,7 +150,7 @@ def statement_section(
     from tracer.explain.probes.tables import evaluation_tables
 
     found = evaluate_probes(
-        work.material(_statements(work.data, per_topic, work.seed)),
+        work.material(_statements(data, per_topic, work.seed)),
         model=work.model,
         methods=METHODS if methods is None else methods,
         layer=layer,
@@ -241,7 +164,6 @@ def statement_section(
 
 def _work(
     model: str,
-    data: Path | None,
     dtype: str | None,
     prefix: str | None,
     normalisation: str,
@@ -250,11 +172,12 @@ def _work(
     cancel: threading.Event,
 ) -> Work:
     from tracer.explain.probes.examples import NORMALISATIONS
+    from tracer.explain.probes.make import Work
     from tracer.explain.probes.train import PREFIX
 
     if normalisation not in NORMALISATIONS:
         raise InputError(f"unknown normalisation {normalisation!r}; use one of {', '.join(NORMALISATIONS)}")
-    return Work(model, data, dtype, PREFIX if prefix is None else prefix, normalisation, seed, bar, cancel)
+    return Work(model, dtype, PREFIX if prefix is None else prefix, normalisation, seed, bar, cancel)
 
 
 def _check_kinds(names: Sequence[str] | None) -> None:

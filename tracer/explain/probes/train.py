@@ -35,6 +35,7 @@ PREFIX = "Here is a statement. "
 """Stands before every statement: the last token of a short text alone is often an attention sink."""
 FACTS_PER_TOPIC = 12
 """Facts of each topic for the default probe, four statements each: about a minute of work for the demo model."""
+OWN_STATEMENTS = "tracer's own statements"
 POSITION: Position = "last"
 
 
@@ -45,7 +46,7 @@ def train(
     kind: str = KIND,
     name: str = STATEMENTS,
     prefix: str = "",
-    source: str = "tracer's own statements",
+    source: str = OWN_STATEMENTS,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
     cancel: threading.Event | None = None,
