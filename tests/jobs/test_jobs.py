@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from filelock import FileLock
 
@@ -30,8 +29,10 @@ QUESTION = "What is 3 + 4?"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model with room for a prompt of one token a byte."""
-    return write_replica(tmp_path_factory.mktemp("model"), context=8192)
+    """A random model with room for a prompt of one token a byte, that can be talked to."""
+    folder = write_replica(tmp_path_factory.mktemp("model"), context=8192)
+    (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}\n{% endfor %}")
+    return folder
 
 
 @pytest.fixture
@@ -199,10 +200,10 @@ def test_a_removed_job_is_gone(jobs: Jobs) -> None:
     jobs.folder.mkdir()
     with FileLock(jobs.folder / TURN):
         job = waiting(jobs)
-        pid = pid_of(job)
+        process = read_process(job.folder)
         jobs.remove(job.id)
     assert jobs.list() == [] and not job.folder.exists()
-    assert not psutil.pid_exists(pid)
+    assert process is not None and process.owner.is_dead()
     with pytest.raises(InputError, match="there is no job"):
         jobs.get(job.id)
 

@@ -159,8 +159,9 @@ class Jobs:
         if not job.is_over:
             self.cancel(job_id, at_once=True)
             job = self.wait(job_id, REMOVE_SECONDS)
-        if not job.is_over:
+        if not job.is_over or not self._has_ended(job):
             raise StoreError(f"job {job_id} cannot be stopped, so it is not removed")
+        _reap()
         self._delete(job_id)
 
     def wait(self, job_id: str, seconds: float) -> Job:
@@ -173,6 +174,16 @@ class Jobs:
         while not (job := self.get(job_id)).is_over and time.monotonic() < deadline:
             time.sleep(0.05)
         return job
+
+    def _has_ended(self, job: Job) -> bool:
+        """Whether nothing more is written to its folder: its process says how it ended shortly before it does."""
+        process = record.read_process(job.folder)
+        deadline = time.monotonic() + REMOVE_SECONDS
+        while process is not None and not process.owner.is_dead():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        return True
 
     def _ids(self) -> Sequence[str]:
         try:

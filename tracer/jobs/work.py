@@ -112,11 +112,11 @@ def _run(parameters: RunParameters, context: Context) -> None:
 
 
 def _explain(parameters: ExplainParameters, context: Context) -> None:
-    with context.stop.interrupting():
-        from tracer.explain.service import explain
     with Store() as store:
         trace = store.load(parameters.trace)
         context.reporter.concerns(trace.id)
+        with context.stop.interrupting():
+            from tracer.explain.service import explain
         report = explain(
             trace,
             methods=parameters.methods,
@@ -150,13 +150,12 @@ def _found(report: Report) -> JsonValue:
 
 
 def _cite(parameters: CiteParameters, context: Context) -> None:
-    with context.stop.interrupting():
-        from tracer.explain.citations import Rule, cited_answers
-        from tracer.explain.service import explain
-    rule = Rule(parameters.rule, parameters.share)
     with Store() as store:
         trace = store.load(parameters.trace)
         context.reporter.concerns(trace.id)
+        with context.stop.interrupting():
+            from tracer.explain.citations import Rule, cited_answers
+            from tracer.explain.service import explain
         report = explain(
             trace,
             methods=[_CITED],
@@ -173,16 +172,18 @@ def _cite(parameters: CiteParameters, context: Context) -> None:
             progress=context.progress,
             cancel=context.cancel,
         )
+    rule = Rule(parameters.rule, parameters.share)
     answers = cited_answers(report.trace, report.explanation(_CITED), report.targets, rule=rule, unit=parameters.by)
     context.reporter.result(cast("JsonValue", [answer.to_document() for answer in answers]))
 
 
 def _faithfulness(parameters: FaithfulnessParameters, context: Context) -> None:
-    with context.stop.interrupting():
-        from tracer.explain.leaderboard import DEFAULT_FIELD, leaderboard
     with Store() as store:
+        traces = [store.load(name) for name in dict.fromkeys(parameters.runs)]
+        with context.stop.interrupting():
+            from tracer.explain.leaderboard import DEFAULT_FIELD, leaderboard
         board = leaderboard(
-            [store.load(name) for name in dict.fromkeys(parameters.runs)],
+            traces,
             methods=DEFAULT_FIELD if parameters.methods is None else parameters.methods,
             parameters=parameters.parameters,
             targets=parameters.targets,
