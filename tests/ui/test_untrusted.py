@@ -40,6 +40,7 @@ LABELLED = {
     "Page": ("title", "icon"),
     "button": ("label", "icon"),
     "checkbox": ("label",),
+    "dialog": ("title", "icon"),
     "download_button": ("label", "icon"),
     "expander": ("label", "icon"),
     "file_uploader": ("label",),
@@ -47,16 +48,21 @@ LABELLED = {
     "number_input": ("label", "placeholder"),
     "page_link": ("label", "icon"),
     "progress": ("text",),
+    "segmented_control": ("label",),
     "selectbox": ("label", "placeholder"),
     "slider": ("label",),
+    "text_area": ("label", "placeholder"),
     "text_input": ("label", "placeholder"),
     "toggle": ("label",),
     # Ours, in ui/elements.py and ui/jobs.py: they hand the label on to Streamlit.
     "fact": ("label",),
     "failures": ("label",),
     "start_button": ("label",),
+    "whole_number": ("label",),
+    "choice": ("label",),
 }
 """Functions whose label is markdown; every other argument is shown as text or not at all."""
+OURS = {"fact", "failures", "start_button", "whole_number", "choice"}
 LABEL_POSITION = {"Page": None, "page_link": None, "progress": 1}
 """Where the label stands among the positional arguments, if not first."""
 SILENT = {
@@ -226,7 +232,7 @@ def test_the_check_lets_plain_text_through(line: str) -> None:
 
 def test_every_name_in_the_check_is_streamlits() -> None:
     listed = SAFE | ALL_ARGUMENTS | set(LABELLED) | SILENT
-    assert {name for name in listed if not hasattr(st, name)} == {"fact", "failures", "start_button"}
+    assert {name for name in listed if not hasattr(st, name)} == OURS
 
 
 @pytest.mark.parametrize("form", [",d", ".2f", ".4g", ".1%", "e"])
