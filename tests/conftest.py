@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: the demo model, and one real vLLM for the whole session; which tests run side by side."""
+"""Fixtures shared by all tests: the demo model, one real vLLM for the session; and which tests run side by side."""
 
 from __future__ import annotations
 

@@ -47,6 +47,7 @@ LABELLED = {
     "multiselect": ("label", "placeholder"),
     "number_input": ("label", "placeholder"),
     "page_link": ("label", "icon"),
+    "popover": ("label", "icon"),
     "progress": ("text",),
     "segmented_control": ("label",),
     "selectbox": ("label", "placeholder"),
@@ -105,7 +106,8 @@ def problems(source: str, *, file: str = "page.py") -> list[str]:
 def attribute_problems(node: ast.Attribute, *, called: bool) -> Iterator[str]:
     """A Streamlit function that this test does not know, or that is kept to be called under another name."""
     known = SAFE | ALL_ARGUMENTS | set(LABELLED) | SILENT
-    values = {"session_state", "query_params", "context", "column_config", "__file__"}
+    # Components show text by `textContent` alone; see below.
+    values = {"session_state", "query_params", "context", "column_config", "components", "__file__"}
     if isinstance(node.value, ast.Name) and node.value.id == "st" and node.attr not in known | values:
         yield f"st.{node.attr} is not listed here; decide what it renders"
     if node.attr in ALL_ARGUMENTS | set(LABELLED) and not called and node.attr.islower() and is_streamlit(node.value):
@@ -239,3 +241,50 @@ def test_every_name_in_the_check_is_streamlits() -> None:
 def test_a_numeric_format_refuses_text(form: str) -> None:
     with pytest.raises(ValueError, match="(?i)format code"):
         format("![image](http://example.invalid/x.png)", form)
+
+
+COMPONENTS = UI / "components"
+MARKUP = (
+    "innerHTML",
+    "outerHTML",
+    "insertAdjacentHTML",
+    "createContextualFragment",
+    "document.write",
+    "DOMParser",
+    "setHTML",
+    "srcdoc",
+    "eval(",
+    "Function(",
+    "import(",
+    "fetch(",
+    "XMLHttpRequest",
+    "WebSocket",
+    "localStorage",
+    "://",
+    "url(",
+    "@import",
+    ".href",
+    ".src",
+)
+"""What a component needs for reading text as markup or code, or for asking somebody else."""
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*COMPONENTS.glob("*.js"), *COMPONENTS.glob("*.css")]), ids=lambda path: path.name
+)
+def test_components_show_text_as_text_and_ask_nobody(path: Path) -> None:
+    source = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
+    assert [word for word in MARKUP if word in source] == []
+
+
+def test_components_are_made_of_files_alone() -> None:
+    """A component's script and style are constants of this project: nothing else may become one."""
+    for path in UI.rglob("*.py"):
+        calls = [
+            node
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Call)
+            and ast.unparse(node.func).endswith(("components.v2.component", "components.v1.html"))
+        ]
+        assert not calls or path.name == "mount.py", path
+        assert not any(keyword.arg == "html" for call in calls for keyword in call.keywords), path
