@@ -96,3 +96,12 @@ def truth_probe(
         created_at=datetime(2026, 1, 1, tzinfo=UTC).isoformat(),
     )
     return SavedProbe(record, Probe("logistic", DIRECTION, 0.0))
+
+
+def direction_probe(
+    identity: Mapping[str, JsonValue], width: int, *, name: str, layer: int, position: str
+) -> SavedProbe:
+    """A probe of any model that reads a direction of length one, drawn at random."""
+    direction = np.random.default_rng(layer).standard_normal(width)
+    known = truth_probe(identity, name=name, layer=layer, position=position)
+    return SavedProbe(known.record, Probe("logistic", direction / np.linalg.norm(direction), 0.0))
