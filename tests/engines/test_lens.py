@@ -330,8 +330,6 @@ def test_only_probes_of_the_served_model_score_its_steps(
             LiveProbes(engine, [str(tmp_path / "foreign.safetensors")])
         own = direction_probe(identity_of(replica), replica.width, name="statements", layer=3, position="last")
         own.save(tmp_path / "own.safetensors")
-            tmp_path / "own.safetensors"
-        )
         live = LiveProbes(engine, [str(tmp_path / "own.safetensors")])
         trace = Trace.load(Path(__file__).parents[1] / "bench" / "traces" / "six_steps.json")
         with pytest.raises(InputError, match="another tokenizer"):
