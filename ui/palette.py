@@ -109,3 +109,63 @@ def status_sentence(status: str) -> str:
 def colours_of(names: Mapping[str, Look], theme: Theme) -> dict[str, str]:
     """The text colour of every shown name, for colouring a table's column."""
     return {shown.name: shown.colour(theme) for shown in (*names.values(), OTHER)}
+
+
+class Scale(NamedTuple):
+    """Colours of signed scores: orange raises, purple lowers; a sign is shown beside them always."""
+
+    raises: str
+    """Of bars and signs; reaches 4.5:1 on the theme's background."""
+    lowers: str
+    raises_tint: str
+    """Mixed behind text, at most in the share `TINT`."""
+    lowers_tint: str
+
+
+SCALES: Mapping[Theme, Scale] = MappingProxyType(
+    {
+        "light": Scale("#a34700", "#5b3a9e", "#ee8f45", "#a58be0"),
+        "dark": Scale("#f0a35a", "#b79cf0", "#b45f14", "#6f4fc0"),
+    }
+)
+TINT = 0.8
+
+
+def scale_properties() -> dict[str, str]:
+    """The scales of both themes, as a component's style sheet names them."""
+    return {
+        f"{name.replace('_', '-')}-{theme}": colour
+        for theme, scale in SCALES.items()
+        for name, colour in scale._asdict().items()
+    }
+
+
+PARTS: Mapping[str, Look] = MappingProxyType(
+    {
+        "system": Look("§", "system", "#555555", "#bbbbbb"),
+        "instruction": Look("»", "instruction", "#555555", "#bbbbbb"),
+        "tools": Look("¤", "tools", "#555555", "#bbbbbb"),
+        "exemplar": Look("«", "exemplar", "#8a3b6b", "#eba0cd"),
+        "template": Look("▫", "chat template", "#555555", "#bbbbbb"),
+        "sink": Look("⊥", "first token", "#555555", "#bbbbbb"),
+    }
+)
+"""Parts of a prompt that are no steps."""
+
+
+def source_look(kind: str) -> Look:
+    """How a source of an explanation is shown: a step's kind, or a part of the prompt."""
+    return KINDS.get(kind) or PARTS.get(kind, OTHER)
+
+
+def source_name(kind: str) -> str:
+    """Cue and label of a source."""
+    return source_look(kind).name
+
+
+_NOTHING: Mapping[Theme, str] = MappingProxyType({"light": "#f0ede6", "dark": "#2c2a27"})
+
+
+def diverging(theme: Theme) -> tuple[str, str, str]:
+    """The scale from purple (lowers) over a colour that says nothing to orange (raises)."""
+    return SCALES[theme].lowers, _NOTHING[theme], SCALES[theme].raises

@@ -68,7 +68,8 @@ def security_headers(page: bytes) -> dict[str, str]:
     hashes = [base64.b64encode(hashlib.sha256(script).digest()).decode() for script in _INLINE_SCRIPT.findall(page)]
     policy = {
         "default-src": ["'self'"],
-        "script-src": ["'self'", *(f"'sha256-{digest}'" for digest in hashes)],
+        # Streamlit hands a component's script to the browser as a blob, which only a script of the page can make.
+        "script-src": ["'self'", "blob:", *(f"'sha256-{digest}'" for digest in hashes)],
         # Streamlit's styles are made at run time.
         "style-src": ["'self'", "'unsafe-inline'"],
         "img-src": ["'self'", "data:", "blob:"],

@@ -46,16 +46,19 @@ LABELLED = {
     "multiselect": ("label", "placeholder"),
     "number_input": ("label", "placeholder"),
     "page_link": ("label", "icon"),
+    "popover": ("label", "icon"),
+    "progress": ("text",),
     "selectbox": ("label", "placeholder"),
     "slider": ("label",),
     "text_input": ("label", "placeholder"),
     "toggle": ("label",),
-    # Ours, in ui/elements.py: they hand the label on to Streamlit.
+    # Ours, in ui/elements.py and ui/jobs.py: they hand the label on to Streamlit.
     "fact": ("label",),
     "failures": ("label",),
+    "start_button": ("label",),
 }
 """Functions whose label is markdown; every other argument is shown as text or not at all."""
-LABEL_POSITION = {"Page": None, "page_link": None}
+LABEL_POSITION = {"Page": None, "page_link": None, "progress": 1}
 """Where the label stands among the positional arguments, if not first."""
 SILENT = {
     "App",
@@ -70,7 +73,7 @@ SILENT = {
     "switch_page",
 }
 """Functions that show nothing of what they are given."""
-OWN = {("elements.py", "label")}
+OWN = {("elements.py", "label"), ("jobs.py", "label")}
 """Parameters that are checked where the function is called instead."""
 NUMERIC_FORMAT = ("d", "f", "g", "e", "%")
 
@@ -97,7 +100,8 @@ def problems(source: str, *, file: str = "page.py") -> list[str]:
 def attribute_problems(node: ast.Attribute, *, called: bool) -> Iterator[str]:
     """A Streamlit function that this test does not know, or that is kept to be called under another name."""
     known = SAFE | ALL_ARGUMENTS | set(LABELLED) | SILENT
-    values = {"session_state", "query_params", "context", "column_config", "__file__"}
+    # Components show text by `textContent` alone; see below.
+    values = {"session_state", "query_params", "context", "column_config", "components", "__file__"}
     if isinstance(node.value, ast.Name) and node.value.id == "st" and node.attr not in known | values:
         yield f"st.{node.attr} is not listed here; decide what it renders"
     if node.attr in ALL_ARGUMENTS | set(LABELLED) and not called and node.attr.islower() and is_streamlit(node.value):
@@ -222,10 +226,57 @@ def test_the_check_lets_plain_text_through(line: str) -> None:
 
 def test_every_name_in_the_check_is_streamlits() -> None:
     listed = SAFE | ALL_ARGUMENTS | set(LABELLED) | SILENT
-    assert {name for name in listed if not hasattr(st, name)} == {"fact", "failures"}
+    assert {name for name in listed if not hasattr(st, name)} == {"fact", "failures", "start_button"}
 
 
 @pytest.mark.parametrize("form", [",d", ".2f", ".4g", ".1%", "e"])
 def test_a_numeric_format_refuses_text(form: str) -> None:
     with pytest.raises(ValueError, match="(?i)format code"):
         format("![image](http://example.invalid/x.png)", form)
+
+
+COMPONENTS = UI / "components"
+MARKUP = (
+    "innerHTML",
+    "outerHTML",
+    "insertAdjacentHTML",
+    "createContextualFragment",
+    "document.write",
+    "DOMParser",
+    "setHTML",
+    "srcdoc",
+    "eval(",
+    "Function(",
+    "import(",
+    "fetch(",
+    "XMLHttpRequest",
+    "WebSocket",
+    "localStorage",
+    "://",
+    "url(",
+    "@import",
+    ".href",
+    ".src",
+)
+"""What a component needs for reading text as markup or code, or for asking somebody else."""
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*COMPONENTS.glob("*.js"), *COMPONENTS.glob("*.css")]), ids=lambda path: path.name
+)
+def test_components_show_text_as_text_and_ask_nobody(path: Path) -> None:
+    source = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
+    assert [word for word in MARKUP if word in source] == []
+
+
+def test_components_are_made_of_files_alone() -> None:
+    """A component's script and style are constants of this project: nothing else may become one."""
+    for path in UI.rglob("*.py"):
+        calls = [
+            node
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Call)
+            and ast.unparse(node.func).endswith(("components.v2.component", "components.v1.html"))
+        ]
+        assert not calls or path.name == "mount.py", path
+        assert not any(keyword.arg == "html" for call in calls for keyword in call.keywords), path
