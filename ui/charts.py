@@ -74,7 +74,11 @@ def lines(
     """
     names = _order(frame, "series")
     colour = alt.Color(
-        "series:N", sort=names, scale=alt.Scale(domain=names, range=_colours(names, theme)), title=None, legend=_legend()
+        "series:N",
+        sort=names,
+        scale=alt.Scale(domain=names, range=_colours(names, theme)),
+        title=None,
+        legend=_legend(),
     )
     base = alt.Chart(frame).encode(
         x=alt.X("x:Q", title=x, axis=alt.Axis(grid=False)),
@@ -107,7 +111,10 @@ def bars(frame: pd.DataFrame, *, theme: Theme, x: str, rule: float | None = None
     drawn = base.mark_bar(height=14, opacity=0.85).encode(
         x=alt.X("value:Q", title=x),
         color=alt.Color(
-            "group:N", sort=groups, scale=alt.Scale(domain=groups, range=_colours(groups, theme)), title=None,
+            "group:N",
+            sort=groups,
+            scale=alt.Scale(domain=groups, range=_colours(groups, theme)),
+            title=None,
             legend=_legend(),
         ),
         tooltip=[alt.Tooltip("name:N"), *(alt.Tooltip(f"{field}:Q", format=".3f") for field in FIELDS)],
@@ -115,7 +122,9 @@ def bars(frame: pd.DataFrame, *, theme: Theme, x: str, rule: float | None = None
     ends = base.mark_rule(strokeWidth=2, color=_ink(theme)).encode(x=alt.X("low:Q"), x2=alt.X2("high:Q"))
     layers: list[alt.Chart] = [drawn, ends]
     if rule is not None:
-        layers.append(alt.Chart(pd.DataFrame({"at": [rule]})).mark_rule(strokeDash=[5, 4], color=_ink(theme)).encode(x="at:Q"))
+        layers.append(
+            alt.Chart(pd.DataFrame({"at": [rule]})).mark_rule(strokeDash=[5, 4], color=_ink(theme)).encode(x="at:Q")
+        )
     chart: alt.LayerChart = alt.layer(*layers)
     return chart.properties(height=24 * max(len(names), 1) + 30)
 
@@ -137,11 +146,17 @@ def scatter(frame: pd.DataFrame, *, theme: Theme, x: str, y: str) -> alt.Chart:
             x=alt.X("x:Q", title=x),
             y=alt.Y("y:Q", title=y),
             color=alt.Color(
-                "what:N", sort=whats, title=None, legend=_legend(),
+                "what:N",
+                sort=whats,
+                title=None,
+                legend=_legend(),
                 scale=alt.Scale(domain=whats, range=_colours(whats, theme)),
             ),
             shape=alt.Shape(
-                "kind:N", sort=kinds, title=None, legend=_legend(),
+                "kind:N",
+                sort=kinds,
+                title=None,
+                legend=_legend(),
                 scale=alt.Scale(domain=kinds, range=["circle", "triangle-up", "square", "cross"][: len(kinds)]),
             ),
         )
@@ -186,7 +201,9 @@ FIELDS = ("value", "low", "high")
 
 
 def _rule(at: float, theme: Theme) -> alt.Chart:
-    rule: alt.Chart = alt.Chart(pd.DataFrame({"y": [at]})).mark_rule(strokeDash=[5, 4], color=_ink(theme)).encode(y="y:Q")
+    rule: alt.Chart = (
+        alt.Chart(pd.DataFrame({"y": [at]})).mark_rule(strokeDash=[5, 4], color=_ink(theme)).encode(y="y:Q")
+    )
     return rule
 
 

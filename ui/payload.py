@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from tracer.store import TraceSummary
+from tracer.trace.probes import ProbeScore
 from tracer.trace.trace import Call, Completion, Step, Trace
 from ui import palette
 
@@ -99,14 +100,14 @@ def used_columns(trace: Trace) -> list[str]:
     return [column for column in STEP_COLUMNS if column in ALWAYS_SHOWN or used[column]]
 
 
-def tokens_table(completion: Completion, *, start: int, end: int) -> pd.DataFrame:
-    """The tokens ``[start, end)`` of a completion: position, id, log-probability in nats, probability.
+def tokens_table(completion: Completion, *, start: int, end: int, texts: Sequence[str] | None = None) -> pd.DataFrame:
+    """The tokens ``[start, end)`` of a completion: position, text, id, log-probability in nats, probability.
 
-    A trace keeps ids; their texts need the model's tokenizer, which the app does not load.
+    A trace keeps ids; their texts are there where the model's tokenizer is.
     """
     logprobs = completion.logprobs[start:end] if completion.logprobs else [math.nan] * (end - start)
     ids = completion.token_ids[start:end]
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "position": range(start, start + len(ids)),
             "id": ids,
@@ -114,6 +115,24 @@ def tokens_table(completion: Completion, *, start: int, end: int) -> pd.DataFram
             "probability": pd.Series([math.exp(min(value, 0.0)) for value in logprobs], dtype="float64"),
         }
     )
+    if texts is not None:
+        table.insert(1, "token", [visible_token(text) for text in texts])
+    return table
+
+
+def visible_token(text: str) -> str:
+    """A token's text with spaces and line breaks that can be seen."""
+    return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
+
+
+def sentences_table(scores: Sequence[ProbeScore]) -> pd.DataFrame:
+    """One row a sentence: its text, what a probe says of it, and its log-probability in nats."""
+    rows = [
+        (one_line(score.text), score.probability, score.low, score.high, score.baselines.mean_logprob)
+        for score in scores
+    ]
+    columns = ["sentence", "true", "low", "high", "logprob"]
+    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[1:], "float64"))
 
 
 def segments_table(call: Call) -> pd.DataFrame:

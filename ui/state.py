@@ -13,9 +13,12 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import streamlit as st
 
+from tracer.errors import TracerError
 from tracer.store import Store, TraceFilter, TraceSummary, default_location
+from tracer.token_texts import TokenTexts, token_texts
 from tracer.trace.trace import Step, Trace
 from ui import neighbourhood
+from ui.evidence import Evidence, Part
 from ui.palette import AGENTS, STATUSES, Theme
 
 RUN = "run"
@@ -92,6 +95,7 @@ def has_step() -> bool:
 
 def select_step(step_id: str) -> None:
     """Put a step in the URL."""
+    st.query_params.pop(PART, None)
     st.query_params[STEP] = step_id
 
 
@@ -188,19 +192,64 @@ def _parameter(name: str) -> str | None:
     return value if value and len(value) <= ID_CHARACTERS and value.isprintable() else None
 
 
+PART = "part"
 METHOD = "method"
+TOKENS_PAGE = "app_pages/tokens.py"
+GRAPH_PAGE = "app_pages/graph.py"
+
+
+def evidence(summary: TraceSummary) -> Evidence:
+    """What explanations and probes say about the trace of a summary; shared between sessions."""
+    return _evidence(store().where, summary.id, f"{summary.events} {summary.status} {summary.updated_at.isoformat()}")
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _evidence(where: str, trace_id: str, version: str) -> Evidence:
+    return Evidence(_load(where, trace_id, version))
+
+
+def texts_of(trace: Trace) -> tuple[TokenTexts | None, str]:
+    """What turns a trace's ids into text; where that cannot be had, why."""
+    try:
+        return token_texts(trace.model), ""
+    except TracerError as error:
+        return None, str(error)
+
+
+def part_of(parts: Sequence[Part]) -> Part | None:
+    """The part of the prompt that the URL names, by its number; ``None`` if it names none or one that is not there."""
+    wanted = _number(PART)
+    return None if wanted is None else next((part for part in parts if part.number == wanted), None)
+
+
+def select_part(number: int) -> None:
+    """Put a part of the prompt in the URL, in place of a step."""
+    st.query_params.pop(STEP, None)
+    st.query_params[PART] = str(number)
+
+
+def method(known: Sequence[str]) -> str | None:
+    """The explanation method that the URL names, if the trace was explained with it; else the first of them."""
+    wanted = _parameter(METHOD)
+    return wanted if wanted in known else known[0] if known else None
+
+
+def select_method(name: str) -> None:
+    """Put a method in the URL."""
+    st.query_params[METHOD] = name
+
+
+def _number(name: str) -> int | None:
+    value = _parameter(name)
+    return int(value) if value is not None and value.isascii() and value.isdecimal() and len(value) < 10 else None
+
+
 HOPS = "hops"
 DIRECTION = "dir"
 MINIMUM = "min"
 PINS = "pins"
-GRAPH_PAGE = "app_pages/graph.py"
 DEFAULT_HOPS, DEFAULT_MINIMUM = 1, 0.1
 _PIN_CHARACTERS = 4000
-
-
-def method() -> str | None:
-    """The explanation method in the URL; whether the trace has one by it is the caller's to say."""
-    return _parameter(METHOD)
 
 
 def hops() -> int:

@@ -58,7 +58,9 @@ class Judged:
     @property
     def not_better(self) -> list[str]:
         """Methods that were measured and are not shown to be better than random."""
-        return [name for name, found in self.faithfulness.items() if found.better_than_random is not True and name != CHANCE]
+        return [
+            name for name, found in self.faithfulness.items() if found.better_than_random is not True and name != CHANCE
+        ]
 
     @property
     def targets(self) -> list[str]:
@@ -140,7 +142,10 @@ def area_table(judged: Judged, target: str) -> pd.DataFrame:
         (name, value, value, value, group)
         for name, found in judged.faithfulness.items()
         if target in found.targets
-        for group, value in (("deletion", found.targets[target].deletion), ("insertion", found.targets[target].insertion))
+        for group, value in (
+            ("deletion", found.targets[target].deletion),
+            ("insertion", found.targets[target].insertion),
+        )
     ]
     return pd.DataFrame(rows, columns=["name", "value", "low", "high", "group"])
 

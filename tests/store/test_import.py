@@ -112,6 +112,22 @@ def test_documents_are_part_of_the_loaded_trace(tmp_path: Path) -> None:
     assert list(store.documents("t1", "explanation")) == ["imported-0", "alti"]
 
 
+def test_a_trace_that_gets_a_document_was_updated(tmp_path: Path) -> None:
+    """Whoever keeps a loaded trace can tell by its summary that there is more to it now."""
+    store = Store(tmp_path / "runs.db")
+    store.import_trace(small_trace())
+    seen = [store.summary("t1").updated_at]
+    store.put_document("t1", "probe", key="truth", document={"score": 1})
+    seen.append(store.summary("t1").updated_at)
+    store.put_document("t1", "probe", key="truth", document={"score": 2})
+    seen.append(store.summary("t1").updated_at)
+    store.delete_document("t1", "probe", key="truth")
+    seen.append(store.summary("t1").updated_at)
+    assert seen == sorted(set(seen))
+    store.delete_document("t1", "probe", key="truth")
+    assert store.summary("t1").updated_at == seen[-1]
+
+
 def test_a_document_must_be_plain_json(tmp_path: Path) -> None:
     store = Store(tmp_path / "runs.db")
     store.import_trace(small_trace())

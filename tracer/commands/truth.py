@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, cast
 from rich.text import Text
 
 from tracer.console import KIND_STYLES, one_line, out
-from tracer.explain.probes.score import SENTENCES
-from tracer.trace.probes import ProbeBaselines, ProbeScore
+from tracer.trace.probes import SENTENCES, ProbeBaselines, ProbeScore
 
 if TYPE_CHECKING:
     from tracer.explain.service import Report

@@ -290,6 +290,7 @@ class Store:
                 same = (*own, documents.c.key == key)
                 if connection.execute(documents.update().where(*same).values(row)).rowcount == 0:
                     connection.execute(documents.insert().values(no=no, kind=kind, key=key, **row))
+            _touch(connection, no)
 
     def documents(self, trace_id: str, kind: DocumentKind) -> dict[str, dict[str, JsonValue]]:
         """What was attached to a trace, by key, in the order in which it was first attached.
@@ -315,7 +316,10 @@ class Store:
         with self._database.write() as connection:
             no = self._find(connection, trace_id).no
             same = (documents.c.no == no, documents.c.kind == kind, documents.c.key == key)
-            return connection.execute(documents.delete().where(*same)).rowcount > 0
+            found = connection.execute(documents.delete().where(*same)).rowcount > 0
+            if found:
+                _touch(connection, no)
+            return found
 
     def resolve(self, prefix: str) -> str:
         """The full id of the one trace whose id is or begins with ``prefix``.
@@ -391,3 +395,8 @@ class Store:
         except StoreError:
             return frozenset(dead)
         return frozenset()
+
+
+def _touch(connection: sa.Connection, no: int) -> None:
+    """Note that a trace changed, for those who keep what they loaded."""
+    connection.execute(traces.update().where(traces.c.no == no).values(updated_at=time.time()))

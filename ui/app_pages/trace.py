@@ -1,4 +1,4 @@
-"""One run: its outcome, its steps in order, and everything recorded about the selected step."""
+"""One run: its outcome, its steps in order with what was read, and the evidence about the selected one."""
 
 from __future__ import annotations
 
@@ -9,37 +9,15 @@ from functools import partial
 import streamlit as st
 
 from tracer.errors import TraceNotFoundError
-from tracer.trace.trace import Call, Step, Trace
-from ui import elements, palette, payload, state
+from tracer.trace.trace import Step, Trace
+from ui import card, elements, palette, payload, state
+from ui.components import step_map
+from ui.components.mount import event_value
+from ui.components.step_map import Row
+from ui.evidence import Evidence, Part
 
-PAGE_SIZE = 200
 REFRESH_SECONDS = 2
-LIST_HEIGHT = 700
-LIST = "steps_list"
-LINKS = "step_links"
-Numbered = Sequence[tuple[int, Step]]
-LIST_COLUMNS = {
-    "step": st.column_config.NumberColumn("#", width=45),
-    "kind": st.column_config.TextColumn("kind", width=115),
-    "branch": st.column_config.TextColumn("branch", width=60),
-    "pruned": st.column_config.TextColumn("pruned", width=65),
-    "score": st.column_config.NumberColumn("score", width=60, format="%.4g"),
-    "text": st.column_config.TextColumn("text", width=480),
-    "error": st.column_config.TextColumn("error", width=160),
-}
-TOKEN_COLUMNS = {
-    "position": st.column_config.NumberColumn("position"),
-    "id": st.column_config.NumberColumn("id", format="%d"),
-    "logprob": st.column_config.NumberColumn("log-probability", format="%.4f"),
-    "probability": st.column_config.ProgressColumn("probability", min_value=0.0, max_value=1.0, format="%.3f"),
-}
-LINK_COLUMNS = {
-    "direction": st.column_config.TextColumn("direction", width=70),
-    "relation": st.column_config.TextColumn("relation", width=80),
-    "step": st.column_config.NumberColumn("#", width=45),
-    "kind": st.column_config.TextColumn("kind", width=110),
-    "text": st.column_config.TextColumn("text", width=300),
-}
+MAP = "step_map"
 
 
 def main() -> None:
@@ -62,22 +40,26 @@ def main() -> None:
 def _view(run: str, polling: bool) -> None:
     with elements.failures("This run cannot be shown."):
         summary = state.store().summary(run)
-        trace = state.load(summary)
+        evidence = state.evidence(summary)
+        trace = evidence.trace
     if polling and summary.status != "running":
         st.rerun()
     _header(trace, seconds=summary.seconds)
     if not trace.steps:
         st.info("This run has no steps yet.")
         return
+    texts, why = state.texts_of(trace)
+    shown = card.Shown(evidence, texts, why, card.part_texts(evidence, texts))
     left, right = st.columns([3, 2], gap="medium")
-    selected = state.step_of(trace)
-    if selected is None and state.has_step():
+    part = state.part_of(evidence.parts)
+    step = state.step_of(trace)
+    if step is None and part is None and state.has_step():
         right.warning("The link names a step that this run does not have; the first step is shown.")
-    selected = selected or trace.steps[0]
+    selected: Step | Part = step or part or trace.steps[0]
     with left:
-        _steps(trace, selected)
+        _steps(shown, selected)
     with right:
-        _detail(trace, selected)
+        card.draw(shown, selected)
 
 
 def _header(trace: Trace, *, seconds: float | None) -> None:
@@ -144,163 +126,46 @@ def visible(trace: Trace, *, kinds: Sequence[str], branch: str | None) -> list[t
     ]
 
 
-def _steps(trace: Trace, selected: Step) -> None:
-    _step_filters(trace)
-    shown = visible(trace, kinds=state.kinds(), branch=state.branch())
-    if not shown:
+def map_rows(evidence: Evidence, part_texts: Sequence[str], *, kinds: Sequence[str], branch: str | None) -> list[Row]:
+    """The lines of the map: the prompt's parts first, where nothing is filtered, then the steps."""
+    parts = [] if kinds or branch is not None else evidence.parts
+    rows = [Row(None, part, part.number, part_texts[part.number - 1]) for part in parts]
+    return rows + [
+        Row(step, None, number, step.text) for number, step in visible(evidence.trace, kinds=kinds, branch=branch)
+    ]
+
+
+def _steps(shown: card.Shown, selected: Step | Part) -> None:
+    evidence = shown.evidence
+    _step_filters(evidence.trace)
+    rows = map_rows(evidence, shown.part_texts, kinds=state.kinds(), branch=state.branch())
+    if not rows:
         st.info("No step matches these filters.")
         return
-    row = next((index for index, (_, step) in enumerate(shown) if step.id == selected.id), None)
-    turned = state.steps_offset()
-    offset = (
-        (row or 0) // PAGE_SIZE * PAGE_SIZE
-        if turned is None
-        else min(turned, (len(shown) - 1) // PAGE_SIZE * PAGE_SIZE)
-    )
-    page = shown[offset : offset + PAGE_SIZE]
-    _pager(offset, len(page), total=len(shown))
-    here = row - offset if row is not None and offset <= row < offset + len(page) else None
-    _mark(here)
-    table = payload.steps_table(page)
-    colours = palette.colours_of(palette.KINDS, state.theme())
-    st.dataframe(
-        table.style.map(lambda name: f"color: {colours[name]}", subset=["kind"]),
-        key=LIST,
-        hide_index=True,
-        column_config=LIST_COLUMNS,
-        column_order=payload.used_columns(trace),
-        height=min(38 + 35 * len(page), LIST_HEIGHT),
-        placeholder="",
-        on_select=partial(_choose, LIST, [step.id for _, step in page], here),
-        selection_mode=["single-row", "single-cell"],
-        alt="Steps in the order in which they were recorded",
+    step_map.step_map(
+        evidence,
+        rows,
+        method=state.method(evidence.methods),
+        selected=selected.id if isinstance(selected, Step) else selected.number,
+        key=MAP,
+        on_open=partial(_open, [row.name for row in rows]),
     )
 
 
-def _mark(row: int | None) -> None:
-    """Show a row as selected; the cell that was clicked stays selected too, so that the arrow keys go on from it."""
-    cells = st.session_state.get(LIST, {}).get("selection", {}).get("cells") or ()
-    kept = [cell for cell in cells if cell[0] == row]
-    st.session_state[LIST] = {"selection": {"rows": [] if row is None else [row], "cells": kept}}
+def _open(names: Sequence[str | int]) -> None:
+    row = event_value(MAP, step_map.OPEN)
+    if isinstance(row, int) and 0 <= row < len(names):
+        card.go(names[row])
 
 
 def _step_filters(trace: Trace) -> None:
-    def restart() -> None:
-        state.set_steps_offset(None)
-
     present = {palette.kind_label(step.kind) for step in trace.steps}
     kinds = [look.label for look in (*palette.KINDS.values(), palette.OTHER) if look.label in present]
     branches = sorted({step.branch for step in trace.steps if step.branch is not None})
     left, right = st.columns([3, 2])
-    left.multiselect("Kinds", kinds, key=state.KINDS, placeholder="all", on_change=restart)
+    left.multiselect("Kinds", kinds, key=state.KINDS, placeholder="all")
     if branches:
-        right.selectbox("Branch", branches, index=None, key=state.BRANCH, placeholder="all", on_change=restart)
-
-
-def _pager(offset: int, shown: int, *, total: int) -> None:
-    if total <= PAGE_SIZE:
-        return
-    text, back, on = st.columns([4, 1, 1], vertical_alignment="bottom")
-    text.caption(f"Steps {offset + 1:,d} to {offset + shown:,d} of {total:,d}.")
-    turn, last = state.set_steps_offset, offset + shown >= total
-    back.button("Earlier", on_click=turn, args=(offset - PAGE_SIZE,), disabled=offset == 0, width="stretch")
-    on.button("Later", on_click=turn, args=(offset + PAGE_SIZE,), disabled=last, width="stretch")
-
-
-def _choose(key: str, step_ids: Sequence[str], before: int | None) -> None:
-    row = elements.clicked_row(st.session_state[key], before=before)
-    if row is not None and row < len(step_ids):
-        state.select_step(step_ids[row])
-
-
-def _detail(trace: Trace, step: Step) -> None:
-    numbered = {found.id: (number, found) for number, found in enumerate(trace.steps, 1)}
-    number = numbered[step.id][0]
-    st.subheader(f"Step {number:,d}: {palette.kind_name(step.kind)}")
-    _neighbours(trace, number)
-    elements.long_text(step.text)
-    if step.error is not None:
-        elements.fact("Error", payload.one_line(step.error, limit=2000))
-    if step.pruned:
-        st.caption("The agent gave this step up (pruned).")
-    if step.score is not None:
-        elements.fact("Score", f"{step.score:.4g}")
-    if step.branch is not None:
-        elements.fact("Branch", payload.one_line(step.branch))
-    _relations(trace, step, numbered)
-    call = next((found for found in trace.calls if found.id == step.call_id), None)
-    if call is None:
-        st.caption("The model did not write this step.")
-    else:
-        _tokens(step, call)
-        _call(call)
-    if step.data:
-        with st.expander("Data"):
-            st.json(step.data)
-
-
-def _neighbours(trace: Trace, number: int) -> None:
-    """Buttons to the steps before and after a step, which is given by its number from 1."""
-    back, on = st.columns(2)
-    first, last = number == 1, number == len(trace.steps)
-    before = trace.steps[number - 1 if first else number - 2].id
-    after = trace.steps[number - 1 if last else number].id
-    back.button("Previous", on_click=_go, args=(before,), disabled=first, width="stretch")
-    on.button("Next", on_click=_go, args=(after,), disabled=last, width="stretch")
-
-
-def _go(step_id: str) -> None:
-    state.set_steps_offset(None)
-    state.select_step(step_id)
-
-
-def _relations(trace: Trace, step: Step, numbered: dict[str, tuple[int, Step]]) -> None:
-    found = [link for link in payload.links(trace, step) if link.step_id in numbered]
-    if not found:
-        return
-    st.caption("Comes from and leads to")
-    st.session_state[LINKS] = {"selection": {"rows": []}}
-    st.dataframe(
-        payload.links_table(found, numbered),
-        key=LINKS,
-        hide_index=True,
-        column_config=LINK_COLUMNS,
-        height=min(38 + 35 * len(found), 213),
-        on_select=partial(_choose, LINKS, [link.step_id for link in found], None),
-        selection_mode=["single-row", "single-cell"],
-        alt="Steps that this one comes from or leads to",
-    )
-
-
-def _tokens(step: Step, call: Call) -> None:
-    if step.completion is None or step.start is None or step.end is None:
-        st.caption("The tokens of this step were not recorded.")
-        return
-    completion = call.completions[step.completion]
-    table = payload.tokens_table(completion, start=step.start, end=step.end)
-    with st.expander("Tokens", expanded=True):
-        if not completion.logprobs:
-            st.caption("The engine gave no log-probabilities.")
-        else:
-            total = table["logprob"].sum()
-            st.caption(f"{len(table):,d} tokens, log-probability {total:.2f} nats in all.")
-        st.dataframe(table, hide_index=True, column_config=TOKEN_COLUMNS, height=min(38 + 35 * len(table), 318))
-
-
-def _call(call: Call) -> None:
-    with st.expander("Call"):
-        took = "unknown time" if call.seconds is None else f"{call.seconds:.2f} s"
-        elements.fact(
-            "Call",
-            f"{payload.one_line(call.id, limit=80)}, {took}, {payload.count(len(call.completions), 'completion')}",
-        )
-        if call.error is not None:
-            elements.fact("Error", payload.one_line(call.error, limit=2000))
-        prompt = payload.count(len(call.prompt_token_ids), "token")
-        elements.fact("Prompt", f"{prompt} in {payload.count(len(call.segments), 'segment')}")
-        st.dataframe(payload.segments_table(call), hide_index=True, height=min(38 + 35 * len(call.segments), 318))
-        st.caption("Sampling")
-        st.json(call.sampling.model_dump())
+        right.selectbox("Branch", branches, index=None, key=state.BRANCH, placeholder="all")
 
 
 if __name__ == "__main__":

@@ -17,12 +17,21 @@ from tracer.explain.probes.asking import Question, contexts, option_logprobs, p_
 from tracer.explain.probes.baselines import agreement
 from tracer.explain.probes.places import answer_end, find_places, read_position
 from tracer.explain.probes.saved import SavedProbe, mark, probe_path
-from tracer.explain.probes.score import NOT_BETTER, NOT_MEASURED, OTHER_TEXT, SEEN, SENTENCES, SINK
 from tracer.explain.service import Report, explain
 from tracer.replay.model import Replica, identity_of
 from tracer.replay.recorded import Recorded
 from tracer.store import Store
-from tracer.trace.probes import ProbeScore, of_steps, probe_scores
+from tracer.trace.probes import (
+    NOT_BETTER,
+    NOT_MEASURED,
+    OTHER_TEXT,
+    SEEN,
+    SENTENCES,
+    SINK,
+    ProbeScore,
+    of_steps,
+    probe_scores,
+)
 from tracer.trace.segments import Piece
 from tracer.trace.trace import Step, Trace
 

@@ -22,29 +22,8 @@ from tracer.explain.probes.saved import SavedProbe, mark
 from tracer.replay.forward import Replayed, Wanted
 from tracer.replay.recorded import Recorded
 from tracer.replay.tree import Ids
-from tracer.trace.probes import ProbeBaselines, ProbeScore
+from tracer.trace.probes import NOT_BETTER, NOT_MEASURED, OTHER_TEXT, SEEN, SINK, ProbeBaselines, ProbeScore
 from tracer.trace.segments import Tokenizer
-
-SINK = "sink"
-"""The token is a resting place for attention: what it holds has little to do with the text."""
-OTHER_TEXT = "other_kind_of_text"
-"""The text does not read like a statement, which is all that the probe has seen."""
-SEEN = "seen_in_training"
-"""The probe learnt from this very text, so it is not scored."""
-NOT_BETTER = "not_better_than_logprob"
-"""On held-out steps the probe is not shown to be better than the log-probability."""
-NOT_MEASURED = "not_measured_on_steps"
-"""Nobody measured what the probe is worth on steps of reasoning."""
-
-SENTENCES: Mapping[str, str] = {
-    SINK: "the token is an attention sink, whose hidden state says little about the text",
-    OTHER_TEXT: "the text does not read like a statement, and the probe has seen nothing else",
-    SEEN: "the probe learnt from this very text, so it is not scored",
-    NOT_BETTER: "on held-out steps this probe is not shown to be better than the log-probability: an experimental "
-    "signal, no truth",
-    NOT_MEASURED: "what this probe is worth on steps of reasoning was not measured: an experimental signal, no truth",
-}
-"""What each flag means."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,354 @@
+"""What is known of a trace beyond what was recorded: readings, how far they can be trusted, truth. Draws nothing.
+
+Everything comes from the trace's own documents, which may have been imported: what cannot be read is left out and
+counted, and every text in them is untrusted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
+from tracer.errors import TraceFormatError
+from tracer.trace.explanation import Explanation, ExplanationSource
+from tracer.trace.probes import SENTENCES, ProbeScore, probe_scores
+from tracer.trace.trace import Call, Step, Trace
+
+GLUE = ("template", "sink")
+"""Kinds of sources that say nothing that a person could read: all of one kind are shown as one."""
+CONFIDENT = math.log(0.5)
+"""Mean log-probability of a token above which a step counts as written without hesitation, nats."""
+
+
+class Part(NamedTuple):
+    """A piece of a prompt that shows no step, such as the exemplar; what several calls show alike is one part."""
+
+    number: int
+    """From 1, in the order of the calls."""
+    kind: str
+    call_id: str
+    """The first call that shows it."""
+    start: int
+    """Its first token in that call's prompt."""
+    end: int
+
+
+class Reading(NamedTuple):
+    """What a step read of one thing."""
+
+    kind: str
+    step_id: str | None
+    """The step that was read."""
+    part: int | None
+    """Number of the part of the prompt that was read."""
+    value: float
+    """In the explanation's unit, added up over the thing's tokens."""
+    share: float
+    """Its absolute value over the sum of all absolute values, the step's own tokens left out."""
+    through: float | None
+    """The share over all ways through earlier steps; known for the answer only."""
+
+
+class Worth(NamedTuple):
+    """What taking sources away showed about a method's scores for one step; nats."""
+
+    lds: float | None
+    """Spearman correlation of predicted and measured effects on held-out removals."""
+    top_k_drop: float
+    k: int
+    sources: int
+    deletion: float
+    insertion: float
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """How far the scores of a method can be trusted.
+
+    Args:
+        worth: What was measured for the step, if it was.
+        better: Whether the method is shown to rank better than random on this trace; ``None`` if never measured.
+        z: By how many standard deviations, over all measured steps.
+        measured: Steps that were measured.
+    """
+
+    worth: Worth | None
+    better: bool | None
+    z: float
+    measured: tuple[str, ...]
+
+
+class Evidence:
+    """What explanations and probes say about a trace.
+
+    Args:
+        trace: The trace; it must not change.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.steps = {step.id: step for step in trace.steps}
+        self.numbers = {step.id: number for number, step in enumerate(trace.steps, 1)}
+        self._calls = {call.id: call for call in trace.calls}
+        self.parts: tuple[Part, ...]
+        self._part_of: dict[tuple[str, int], int]
+        self.parts, self._part_of = _find_parts(trace)
+        self._explanations, self.unreadable = _read(trace)
+
+    @cached_property
+    def methods(self) -> tuple[str, ...]:
+        """Names of the methods that the trace was explained with; the one whose scores fit best first."""
+
+        def fit(name: str) -> float:
+            known = [worth.lds for worth in _worths(self._explanations[name]).values() if worth.lds is not None]
+            return sum(known) / len(known) if known else -2.0
+
+        return tuple(sorted(self._explanations, key=lambda name: -fit(name)))
+
+    def explanation(self, method: str) -> Explanation:
+        """The newest explanation by a method, one of `methods`."""
+        return self._explanations[method]
+
+    @cached_property
+    def answers(self) -> tuple[str, ...]:
+        """Steps that stand for the final answer: the last answer that the model wrote, or those that it was made of."""
+        answers = [step for step in self.trace.steps if step.kind == "answer"]
+        if not answers:
+            return ()
+        last = answers[-1]
+        if last.call_id is not None:
+            return (last.id,)
+        before = {edge.source for edge in self.trace.edges if edge.target == last.id}
+        before |= {edge.target for edge in self.trace.edges if edge.source == last.id} | set(last.parents)
+        return tuple(step.id for step in self.trace.steps if step.id in before and step.call_id is not None)
+
+    def targets(self, method: str) -> tuple[str, ...]:
+        """Steps that a method explains."""
+        return tuple(target for target in self.explanation(method).targets if target in self.steps)
+
+    def token_targets(self, method: str, step_id: str) -> dict[int, str]:
+        """Single tokens of a step that a method explains: their number in the step, and the target's name."""
+        found: dict[int, str] = {}
+        for target in self.explanation(method).targets:
+            step, mark, number = target.rpartition("#")
+            if mark and step == step_id and number.isdecimal():
+                found[int(number)] = target
+        return found
+
+    def default_target(self, method: str) -> str | None:
+        """The answer if it is explained, else the last step that is."""
+        targets = self.targets(method)
+        answers = [step for step in self.answers if step in targets]
+        return answers[0] if answers else targets[-1] if targets else None
+
+    def thing(self, source: ExplanationSource) -> tuple[str, str | int | None]:
+        """What a source shows: its kind, and the id of a step, the number of a part, or nothing."""
+        if source.step_id in self.steps:
+            return source.kind, source.step_id
+        if source.call_id is not None and source.start is not None:
+            return source.kind, self._part_of.get((source.call_id, source.start))
+        return source.kind, None
+
+    def readings(self, method: str, target: str) -> list[Reading]:
+        """What a step, or a token named ``ID#N``, read by a method: most first, zeros left out, `GLUE` at the end."""
+        explanation = self.explanation(method)
+        if target not in explanation.targets:
+            return []
+        own = target if target in self.steps else target.rpartition("#")[0]
+        through = explanation.through.get(target)
+        values: dict[tuple[str, str | int | None], list[float]] = {}
+        for source, value in zip(explanation.sources, explanation.row(target), strict=True):
+            thing = self.thing(source)
+            if source.step_id != own and (value or (through and through.get(source.id))):
+                known = values.setdefault(thing, [0.0, 0.0, 0.0])
+                known[0] += value
+                known[1] += abs(value)
+                known[2] += through.get(source.id, 0.0) if through else 0.0
+        total = sum(known[1] for known in values.values())
+        found = [
+            Reading(
+                kind,
+                name if isinstance(name, str) else None,
+                name if isinstance(name, int) else None,
+                value,
+                size / total if total else 0.0,
+                by_ways if through else None,
+            )
+            for (kind, name), (value, size, by_ways) in values.items()
+        ]
+        return sorted(found, key=lambda item: (item.kind in GLUE, -max(item.share, item.through or 0.0)))
+
+    def readers(self, method: str, name: str | int) -> list[Reading]:
+        """Which steps read a step, or a part of the prompt by its number: most first, with their shares of it."""
+        found: list[Reading] = []
+        for target in self.targets(method):
+            for item in self.readings(method, target):
+                if name in (item.step_id, item.part):
+                    found.append(item._replace(kind=self.steps[target].kind, step_id=target, part=None, through=None))
+        return sorted(found, key=lambda item: -item.share)
+
+    def trust(self, method: str, step_id: str) -> Trust:
+        """How far a method's scores for a step can be trusted."""
+        explanation = self.explanation(method)
+        worths = _worths(explanation)
+        known = explanation.faithfulness or {}
+        better, z = known.get("better_than_random"), known.get("z")
+        return Trust(
+            worths.get(step_id),
+            better if isinstance(better, bool) and worths else None,
+            float(z) if isinstance(z, int | float) else 0.0,
+            tuple(worths),
+        )
+
+    @cached_property
+    def _scores(self) -> dict[str, list[ProbeScore]]:
+        found: dict[str, list[ProbeScore]] = {}
+        for score in probe_scores(self.trace):
+            found.setdefault(score.step_id, []).append(score)
+        return found
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether any step was scored by a probe."""
+        return bool(self._scores)
+
+    def truth(self, step_id: str) -> list[ProbeScore]:
+        """What probes say of a step as a whole."""
+        return [score for score in self._scores.get(step_id, ()) if score.sentence is None]
+
+    def sentences(self, step_id: str, probe: str) -> list[ProbeScore]:
+        """What a probe says of a step's sentences."""
+        return [item for item in self._scores.get(step_id, ()) if item.sentence is not None and item.name == probe]
+
+    def logprobs(self, step: Step) -> list[float]:
+        """Log-probabilities of the tokens of a step, nats; empty where none were recorded."""
+        call = self._calls.get(step.call_id or "")
+        if call is None or step.completion is None or step.start is None or step.end is None:
+            return []
+        return call.completions[step.completion].logprobs[step.start : step.end]
+
+    def call_of(self, step: Step) -> Call | None:
+        """The call that a step was written in."""
+        return self._calls.get(step.call_id or "")
+
+    def part_ids(self, part: Part) -> list[int]:
+        """Token ids of a part's prompt up to the part's end: texts are decoded from the beginning."""
+        return self._calls[part.call_id].prompt_token_ids[: part.end]
+
+
+def mean_logprob(logprobs: Sequence[float]) -> float | None:
+    """Mean over tokens, nats; ``None`` for none."""
+    return sum(logprobs) / len(logprobs) if logprobs else None
+
+
+def disagreement(score: ProbeScore) -> str | None:
+    """``false`` where a step was written without hesitation and its probe takes it for false, ``true`` for the reverse.
+
+    The probe has an opinion only where its band leaves out one half.
+    """
+    logprob = score.baselines.mean_logprob
+    if logprob is None or score.low is None or score.high is None:
+        return None
+    if logprob >= CONFIDENT and score.high < 0.5:
+        return "false"
+    return "true" if logprob < CONFIDENT and score.low > 0.5 else None
+
+
+def flag_sentences(score: ProbeScore) -> list[str]:
+    """Why a score is to be doubted; names of flags that this version does not know stay as they are."""
+    return [SENTENCES.get(flag, flag) for flag in score.flags]
+
+
+def interval(value: JsonValue) -> tuple[float, float, float] | None:
+    """A value with both ends of its band, as a probe's held-out results have it."""
+    if not isinstance(value, list) or len(value) != 3:
+        return None
+    numbers = [float(item) for item in value if isinstance(item, int | float)]
+    return (numbers[0], numbers[1], numbers[2]) if len(numbers) == 3 else None
+
+
+def influence_rows(
+    evidence: Evidence, method: str, *, rows: Mapping[str | int, int], top: int
+) -> dict[int, list[tuple[int, float]]]:
+    """What every explained step read of every other row of a list: the largest values, divided by the largest of all.
+
+    Args:
+        evidence: The trace's.
+        method: One of its methods.
+        rows: The row of each step id and of each part's number.
+        top: Values kept for each step.
+    """
+    explanation = evidence.explanation(method)
+    columns = [rows.get(name) if name is not None else None for _, name in map(evidence.thing, explanation.sources)]
+    known = [(number, row) for number, row in enumerate(columns) if row is not None]
+    sources = np.array([number for number, _ in known], dtype=np.int64)
+    places = np.array([row for _, row in known], dtype=np.int64)
+    found: dict[int, list[tuple[int, float]]] = {}
+    for target in evidence.targets(method):
+        if target in rows and known:
+            own = rows[target]
+            values: NDArray[np.float64] = np.bincount(
+                places, weights=np.asarray(explanation.row(target))[sources], minlength=len(rows)
+            )
+            values[own] = 0.0
+            largest = float(np.abs(values).max(initial=0.0))
+            order = np.argsort(-np.abs(values), kind="stable")[:top]
+            found[own] = [(int(row), float(values[row]) / largest) for row in order if largest and values[row]]
+    return found
+
+
+def _read(trace: Trace) -> tuple[dict[str, Explanation], int]:
+    found: dict[str, Explanation] = {}
+    unreadable = 0
+    for document in trace.explanations:
+        try:
+            explanation = Explanation.read(document)
+        except TraceFormatError:
+            unreadable += 1
+            continue
+        if explanation.targets:
+            found[explanation.method] = explanation
+    return found, unreadable
+
+
+def _find_parts(trace: Trace) -> tuple[tuple[Part, ...], dict[tuple[str, int], int]]:
+    parts: list[Part] = []
+    numbers: dict[tuple[str, tuple[int, ...]], int] = {}
+    places: dict[tuple[str, int], int] = {}
+    steps = {step.id for step in trace.steps}
+    for call in trace.calls:
+        for segment in call.segments:
+            if segment.kind in GLUE or segment.step_id in steps:
+                continue
+            ids = tuple(call.prompt_token_ids[segment.start : segment.end])
+            number = numbers.setdefault((segment.kind, ids), len(parts) + 1)
+            if number > len(parts):
+                parts.append(Part(number, segment.kind, call.id, segment.start, segment.end))
+            places[call.id, segment.start] = number
+    return tuple(parts), places
+
+
+def _worths(explanation: Explanation) -> dict[str, Worth]:
+    known = (explanation.faithfulness or {}).get("targets")
+    found: dict[str, Worth] = {}
+    for target, document in known.items() if isinstance(known, dict) else ():
+        if isinstance(document, dict) and (worth := _worth(document)) is not None:
+            found[target] = worth
+    return found
+
+
+def _worth(document: Mapping[str, JsonValue]) -> Worth | None:
+    lds = document.get("lds")
+    numbers = [document.get(name) for name in ("top_k_drop", "k", "sources", "deletion", "insertion")]
+    known = [float(value) for value in numbers if isinstance(value, int | float)]
+    if len(known) != len(numbers):
+        return None
+    drop, k, sources, deletion, insertion = known
+    return Worth(float(lds) if isinstance(lds, int | float) else None, drop, int(k), int(sources), deletion, insertion)
