@@ -204,3 +204,11 @@ def source_look(kind: str) -> Look:
 def source_name(kind: str) -> str:
     """Cue and label of a source."""
     return source_look(kind).name
+
+
+_NOTHING: Mapping[Theme, str] = MappingProxyType({"light": "#f0ede6", "dark": "#2c2a27"})
+
+
+def diverging(theme: Theme) -> tuple[str, str, str]:
+    """The scale from purple (lowers) over a colour that says nothing to orange (raises)."""
+    return SCALES[theme].lowers, _NOTHING[theme], SCALES[theme].raises

@@ -5,10 +5,11 @@ A link to a step is ``/trace?run=ID&step=STEP``. Both parameters come from outsi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import Literal, NoReturn, TypeVar, cast
+from urllib.parse import quote, unquote
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import streamlit as st
@@ -18,6 +19,7 @@ from tracer.jobs import Job, Jobs
 from tracer.store import Store, TraceFilter, TraceSummary, default_location
 from tracer.token_texts import TokenTexts, token_texts
 from tracer.trace.trace import Step, Trace
+from ui import neighbourhood
 from ui.evidence import Evidence, Part
 from ui.palette import AGENTS, STATUSES, Theme
 
@@ -348,3 +350,58 @@ def select_method(name: str) -> None:
 def _number(name: str) -> int | None:
     value = _parameter(name)
     return int(value) if value is not None and value.isascii() and value.isdecimal() and len(value) < 10 else None
+
+
+HOPS = "hops"
+DIRECTION = "dir"
+MINIMUM = "min"
+PINS = "pins"
+DEFAULT_HOPS, DEFAULT_MINIMUM = 1, 0.1
+_PIN_CHARACTERS = 4000
+
+
+def hops() -> int:
+    """How many edges away from the selected step the graph reaches."""
+    found = _parameter(HOPS)
+    return int(found) if found in tuple(map(str, neighbourhood.HOPS)) else DEFAULT_HOPS
+
+
+def direction() -> neighbourhood.Direction:
+    """Whether the graph follows edges to what a step read, to what read it, or both."""
+    found = _parameter(DIRECTION)
+    return next((known for known in neighbourhood.DIRECTIONS if known == found), "both")
+
+
+def minimum() -> float:
+    """Least strength of an influence on the graph, as a share of the strongest on the same step, from 0 to 1."""
+    try:
+        found = float(_parameter(MINIMUM) or DEFAULT_MINIMUM)
+    except ValueError:
+        return DEFAULT_MINIMUM
+    return found if 0.0 <= found <= 1.0 else DEFAULT_MINIMUM
+
+
+def pins(trace: Trace) -> tuple[str, ...]:
+    """Ids of the pinned steps, those left out that the trace does not have."""
+    given = st.query_params.get(PINS) or ""
+    wanted = {unquote(part) for part in given[:_PIN_CHARACTERS].split(",") if part}
+    return tuple(step.id for step in trace.steps if step.id in wanted)
+
+
+def set_pins(step_ids: Iterable[str]) -> None:
+    """Put pinned steps in the URL."""
+    put(PINS, ",".join(quote(step_id, safe="") for step_id in step_ids))
+
+
+def put(name: str, value: str) -> None:
+    """Put a value in the URL, or take it out where it is empty."""
+    if value:
+        st.query_params[name] = value
+    else:
+        st.query_params.pop(name, None)
+
+
+def open_step(trace_id: str, step_id: str) -> NoReturn:
+    """Go to a step on the trace page."""
+    kept = {name: value for name in (METHOD,) if (value := _parameter(name)) is not None}
+    st.switch_page(TRACE_PAGE, query_params={RUN: trace_id, STEP: step_id, **kept})
