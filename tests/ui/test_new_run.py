@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 from streamlit.testing.v1 import AppTest
 
+from tests.ui import samples
 from tests.ui.test_pages import app
-from tracer.jobs import Job, Jobs
+from tracer.jobs import Job, Jobs, record
 from tracer.jobs.worker import TURN
 from tracer.store import Store
 from ui import state
@@ -164,3 +166,21 @@ def test_a_model_is_fetched_from_the_settings(store: Store, jobs: Jobs, tmp_path
     assert over(jobs, job).status == "failed"
     at.run()
     assert any("config.json" in text.value for text in at.text)
+
+
+@pytest.mark.parametrize("text", samples.CORPUS)
+def test_hostile_text_in_a_job_stays_text(store: Store, jobs: Jobs, text: str) -> None:
+    """In its parameters, its status, its error and its log."""
+    folder = jobs.folder / "20260101-000000-000000-abcdef"
+    folder.mkdir(parents=True)
+    given = {"kind": "cot", "question": text, "model": text}
+    spec = record.Spec(kind="run", parameters=given, created_at=datetime.now(UTC))
+    record.write(folder, record.SPEC, spec)
+    record.write(folder, record.STATUS, record.Status(state="failed", stage=text, error=text, live_text=text))
+    (folder / record.LOG).write_text(text)
+    for at in (new_run(job=folder.name), page(state.SETTINGS_PAGE, job=folder.name)):
+        rendered = [*at.markdown, *at.caption, *at.title, *at.subheader, *at.error, *at.warning, *at.info, *at.success]
+        labels = [widget.label for widget in (*at.button, *at.selectbox, *at.multiselect, *at.expander)]
+        assert not [value for value in [element.value for element in rendered] + labels if "example" in value]
+        assert text in [element.value for element in at.text]
+        assert text in [element.value for element in at.code]

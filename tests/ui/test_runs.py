@@ -103,4 +103,4 @@ def test_two_ticked_runs_are_compared(store: Store) -> None:
 
 def test_an_empty_store_offers_a_new_run(store: Store) -> None:
     at = run_page()
-    assert [link.label for link in at.get("page_link")] == ["New run"]
+    assert [link.proto.label for link in at.get("page_link")] == ["New run"]
