@@ -7,6 +7,7 @@ st.navigation(
     [
         st.Page("app_pages/runs.py", title="Runs", default=True),
         st.Page("app_pages/trace.py", title="Trace", url_path="trace"),
+        st.Page("app_pages/tokens.py", title="Tokens", url_path="tokens"),
     ],
     position="top",
 ).run()
