@@ -30,12 +30,12 @@ def test_the_policy_names_no_remote_origin() -> None:
 
 def test_images_and_scripts_come_from_here() -> None:
     assert directives()["img-src"] == ["'self'", "data:", "blob:"]
-    assert directives()["script-src"] == ["'self'"]
+    assert directives()["script-src"] == ["'self'", "blob:"]
 
 
 def test_inline_scripts_of_the_page_are_allowed_by_hash() -> None:
     digest = base64.b64encode(hashlib.sha256(b"let a = 1").digest()).decode()
-    assert directives(b"<p><script>let a = 1</script>")["script-src"] == ["'self'", f"'sha256-{digest}'"]
+    assert directives(b"<p><script>let a = 1</script>")["script-src"] == ["'self'", "blob:", f"'sha256-{digest}'"]
 
 
 def test_local_names_are_allowed_and_no_others() -> None:

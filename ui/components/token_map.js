@@ -14,7 +14,7 @@ export default function (component) {
   }
   const place = placeOf(component, () => ({ rev: null, hovered: null, pinned: null, anchor: null, tinted: [] }));
   if (!place.changed) return;
-  CHANNELS.get(place.channel)?.place === place && CHANNELS.delete(place.channel);
+  if (place.channel !== data.channel && CHANNELS.get(place.channel)?.place === place) CHANNELS.delete(place.channel);
   place.channel = data.channel;
   const channel = CHANNELS.get(data.channel) ?? { place: null, news: null };
   channel.place = place;
