@@ -56,6 +56,7 @@ def test_a_character_of_several_tokens_is_at_its_last(folder: Path, backend: Tok
 
 def test_what_is_no_token_is_marked_and_control_tokens_can_be_read(folder: Path, backend: Tokenizer) -> None:
     end = backend.token_to_id("<|end|>")
+    assert end is not None
     a = backend.encode("a").ids[0]
     assert TokenTexts(folder).texts([a, end, -1, 10**9, a]) == ["a", "<|end|>", BROKEN, BROKEN, "a"]
     assert TokenTexts(folder).texts([]) == []

@@ -21,6 +21,9 @@ from tracer.trace.explanation import Explanation, ExplanationSource
 from tracer.trace.probes import SENTENCES, ProbeScore, probe_scores
 from tracer.trace.trace import Call, Step, Trace
 
+Numbers = NDArray[np.float64]
+Thing = tuple[str, str | int | None]
+"""A kind, and the id of a step, the number of a part of the prompt, or nothing."""
 GLUE = ("template", "sink")
 """Kinds of sources that say nothing that a person could read: all of one kind are shown as one."""
 CONFIDENT = math.log(0.5)
@@ -85,6 +88,21 @@ class Trust:
     measured: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """An explanation by what its sources show, ``(targets, things)``; a target's own tokens count nothing."""
+
+    things: tuple[Thing, ...]
+    columns: NDArray[np.int64]
+    """The thing of every source."""
+    rows: dict[str, int]
+    own: list[str]
+    """The step that each target is, or is a token of."""
+    values: Numbers
+    sizes: Numbers
+    """Sums of absolute values."""
+
+
 class Evidence:
     """What explanations and probes say about a trace.
 
@@ -101,6 +119,7 @@ class Evidence:
         self._part_of: dict[tuple[str, int], int]
         self.parts, self._part_of = _find_parts(trace)
         self._explanations, self.unreadable = _read(trace)
+        self._tables: dict[str, _Table] = {}
 
     @cached_property
     def methods(self) -> tuple[str, ...]:
@@ -148,7 +167,7 @@ class Evidence:
         answers = [step for step in self.answers if step in targets]
         return answers[0] if answers else targets[-1] if targets else None
 
-    def thing(self, source: ExplanationSource) -> tuple[str, str | int | None]:
+    def thing(self, source: ExplanationSource) -> Thing:
         """What a source shows: its kind, and the id of a step, the number of a part, or nothing."""
         if source.step_id in self.steps:
             return source.kind, source.step_id
@@ -156,43 +175,112 @@ class Evidence:
             return source.kind, self._part_of.get((source.call_id, source.start))
         return source.kind, None
 
+    def name_of(self, call_id: str, start: int, step_id: str | None) -> str | int | None:
+        """The step or the part of the prompt that tokens of a call show, given where they start."""
+        return step_id if step_id in self.steps else self._part_of.get((call_id, start))
+
     def readings(self, method: str, target: str) -> list[Reading]:
         """What a step, or a token named ``ID#N``, read by a method: most first, zeros left out, `GLUE` at the end."""
-        explanation = self.explanation(method)
-        if target not in explanation.targets:
+        table = self._table(method)
+        row = table.rows.get(target)
+        if row is None:
             return []
-        own = target if target in self.steps else target.rpartition("#")[0]
-        through = explanation.through.get(target)
-        values: dict[tuple[str, str | int | None], list[float]] = {}
-        for source, value in zip(explanation.sources, explanation.row(target), strict=True):
-            thing = self.thing(source)
-            if source.step_id != own and (value or (through and through.get(source.id))):
-                known = values.setdefault(thing, [0.0, 0.0, 0.0])
-                known[0] += value
-                known[1] += abs(value)
-                known[2] += through.get(source.id, 0.0) if through else 0.0
-        total = sum(known[1] for known in values.values())
+        values, sizes = table.values[row], table.sizes[row]
+        total = float(sizes.sum())
+        ways = self._ways(method, target)
         found = [
             Reading(
                 kind,
                 name if isinstance(name, str) else None,
                 name if isinstance(name, int) else None,
-                value,
-                size / total if total else 0.0,
-                by_ways if through else None,
+                float(values[at]),
+                float(sizes[at]) / total if total else 0.0,
+                None if ways is None else float(ways[at]),
             )
-            for (kind, name), (value, size, by_ways) in values.items()
+            for at, (kind, name) in enumerate(table.things)
+            if sizes[at] or (ways is not None and ways[at] and name != table.own[row])
         ]
         return sorted(found, key=lambda item: (item.kind in GLUE, -max(item.share, item.through or 0.0)))
 
+    def _ways(self, method: str, target: str) -> Numbers | None:
+        """The share of each thing over all ways through earlier steps, where it is known."""
+        explanation = self.explanation(method)
+        through = explanation.through.get(target)
+        if through is None:
+            return None
+        weights = [through.get(source.id, 0.0) for source in explanation.sources]
+        table = self._table(method)
+        return np.bincount(table.columns, weights=weights, minlength=len(table.things)).astype(np.float64)
+
     def readers(self, method: str, name: str | int) -> list[Reading]:
         """Which steps read a step, or a part of the prompt by its number: most first, with their shares of it."""
-        found: list[Reading] = []
-        for target in self.targets(method):
-            for item in self.readings(method, target):
-                if name in (item.step_id, item.part):
-                    found.append(item._replace(kind=self.steps[target].kind, step_id=target, part=None, through=None))
+        table = self._table(method)
+        at = next((number for number, thing in enumerate(table.things) if thing[1] == name), None)
+        if at is None:
+            return []
+        totals = table.sizes.sum(axis=1)
+        found = [
+            Reading(
+                self.steps[target].kind,
+                target,
+                None,
+                float(table.values[row, at]),
+                float(table.sizes[row, at] / totals[row]),
+                None,
+            )
+            for target, row in table.rows.items()
+            if target in self.steps and table.sizes[row, at]
+        ]
         return sorted(found, key=lambda item: -item.share)
+
+    def influences(self, method: str, *, rows: Mapping[str | int, int], top: int) -> dict[int, list[tuple[int, float]]]:
+        """What every explained step read of the rows of a list: the largest values, divided by the largest of all.
+
+        Args:
+            method: One of `methods`.
+            rows: The row of each step id and of each part's number.
+            top: Values kept for each step.
+        """
+        table = self._table(method)
+        known = [(at, rows[name]) for at, (_, name) in enumerate(table.things) if name is not None and name in rows]
+        if not known:
+            return {}
+        things, places = np.array(known).T
+        found: dict[int, list[tuple[int, float]]] = {}
+        for target, row in table.rows.items():
+            if target not in rows or target not in self.steps:
+                continue
+            values = table.values[row, things]
+            sizes = np.abs(values)
+            largest = float(sizes.max())
+            best = np.argsort(-sizes, kind="stable")[:top]
+            found[rows[target]] = [(int(places[at]), float(values[at]) / largest) for at in best if values[at]]
+        return found
+
+    def _table(self, method: str) -> _Table:
+        if method not in self._tables:
+            self._tables[method] = self._make_table(self.explanation(method))
+        return self._tables[method]
+
+    def _make_table(self, explanation: Explanation) -> _Table:
+        numbers: dict[Thing, int] = {}
+        columns = np.array(
+            [numbers.setdefault(self.thing(source), len(numbers)) for source in explanation.sources], dtype=np.int64
+        )
+        sources_of: dict[str, list[int]] = {}
+        for number, source in enumerate(explanation.sources):
+            sources_of.setdefault(source.step_id or "", []).append(number)
+        shape = (len(explanation.targets), len(numbers))
+        table = _Table(tuple(numbers), columns, {}, [], np.zeros(shape), np.zeros(shape))
+        for row, (target, values) in enumerate(zip(explanation.targets, explanation.values, strict=True)):
+            own = target if target in self.steps else target.rpartition("#")[0]
+            table.rows[target] = row
+            table.own.append(own)
+            weights = np.array(values, dtype=np.float64)
+            weights[sources_of.get(own, [])] = 0.0
+            table.values[row] = np.bincount(columns, weights=weights, minlength=len(numbers))
+            table.sizes[row] = np.bincount(columns, weights=np.abs(weights), minlength=len(numbers))
+        return table
 
     def trust(self, method: str, step_id: str) -> Trust:
         """How far a method's scores for a step can be trusted."""
@@ -272,36 +360,6 @@ def interval(value: JsonValue) -> tuple[float, float, float] | None:
         return None
     numbers = [float(item) for item in value if isinstance(item, int | float)]
     return (numbers[0], numbers[1], numbers[2]) if len(numbers) == 3 else None
-
-
-def influence_rows(
-    evidence: Evidence, method: str, *, rows: Mapping[str | int, int], top: int
-) -> dict[int, list[tuple[int, float]]]:
-    """What every explained step read of every other row of a list: the largest values, divided by the largest of all.
-
-    Args:
-        evidence: The trace's.
-        method: One of its methods.
-        rows: The row of each step id and of each part's number.
-        top: Values kept for each step.
-    """
-    explanation = evidence.explanation(method)
-    columns = [rows.get(name) if name is not None else None for _, name in map(evidence.thing, explanation.sources)]
-    known = [(number, row) for number, row in enumerate(columns) if row is not None]
-    sources = np.array([number for number, _ in known], dtype=np.int64)
-    places = np.array([row for _, row in known], dtype=np.int64)
-    found: dict[int, list[tuple[int, float]]] = {}
-    for target in evidence.targets(method):
-        if target in rows and known:
-            own = rows[target]
-            values: NDArray[np.float64] = np.bincount(
-                places, weights=np.asarray(explanation.row(target))[sources], minlength=len(rows)
-            )
-            values[own] = 0.0
-            largest = float(np.abs(values).max(initial=0.0))
-            order = np.argsort(-np.abs(values), kind="stable")[:top]
-            found[own] = [(int(row), float(values[row]) / largest) for row in order if largest and values[row]]
-    return found
 
 
 def _read(trace: Trace) -> tuple[dict[str, Explanation], int]:

@@ -20,7 +20,7 @@ from ui.evidence import Evidence
 
 TOP = 32
 """Sources that are sent for each target; a click fetches the others."""
-LONGEST = 1 << 16
+LONGEST = (1 << 16) - 1
 """Tokens that the packed form can number."""
 Values = NDArray[np.float32]
 
@@ -41,6 +41,10 @@ class Written:
     def prompt(self) -> int:
         """Tokens of the prompt."""
         return len(self.call.prompt_token_ids)
+
+    def steps(self, trace: Trace) -> list[str]:
+        """Ids of the steps that the completion was cut into."""
+        return [step.id for step in _steps(trace, self)]
 
     @property
     def token_ids(self) -> list[int]:
@@ -90,7 +94,7 @@ def written_in(found: Sequence[Written], step: Step) -> int | None:
 
 
 def runs(trace: Trace, item: Written) -> list[Run]:
-    """A prompt and its completion cut by what the tokens show; what a completion has beside its steps is ``template``."""
+    """A prompt and its completion cut by what the tokens show; the rest of a completion is ``template``."""
     found = [Run(part.start, part.end, part.kind, part.step_id) for part in item.call.segments]
     at, end = item.prompt, len(item.token_ids)
     for step in _steps(trace, item):
@@ -103,16 +107,28 @@ def runs(trace: Trace, item: Written) -> list[Run]:
     return [*found, Run(at, end, "template", None)] if at < end else found
 
 
-def targets(evidence: Evidence, item: Written, method: str, arrays: Mapping[str, Values]) -> list[Target]:
-    """What a method explains of a completion: its steps, then their single tokens."""
+def targets(
+    evidence: Evidence, item: Written, method: str, arrays: Mapping[str, Values], *, only: str | None = None
+) -> list[Target]:
+    """What a method explains of a completion: its steps, then their single tokens.
+
+    Args:
+        evidence: The trace's.
+        item: The completion.
+        method: One of the trace's methods.
+        arrays: Its token scores by target.
+        only: One step, without its single tokens.
+    """
     length = len(item.token_ids)
     steps: list[Target] = []
     tokens: list[Target] = []
     for step in _steps(evidence.trace, item):
+        if only not in (None, step.id):
+            continue
         start, end = item.prompt + (step.start or 0), item.prompt + (step.end or 0)
         if step.id in arrays and end <= length:
             steps.append(_target(step.id, start, end, arrays[step.id]))
-        for number, name in sorted(evidence.token_targets(method, step.id).items()):
+        for number, name in sorted(evidence.token_targets(method, step.id).items() if only is None else ()):
             if name in arrays and start + number < end <= length:
                 tokens.append(_target(name, start + number, start + number + 1, arrays[name]))
     return [found for found in [*steps, *tokens] if len(found.values) == found.end]
@@ -213,3 +229,12 @@ def _steps(trace: Trace, item: Written) -> list[Step]:
         and step.end is not None
     ]
     return sorted(found, key=lambda step: step.start or 0)
+
+
+def peak(values: Values, start: int, end: int, *, window: int = 7) -> int | None:
+    """Where in ``[start, end)`` scores are largest: the middle of a few tokens, or ``None`` where they are alike."""
+    part = np.abs(values[start:end]).astype(np.float64)
+    if len(part) <= window or float(part.max() - part.min()) <= 1e-6 * float(part.max()):
+        return None
+    smooth = np.convolve(part, np.ones(window), mode="same")
+    return start + int(smooth.argmax())

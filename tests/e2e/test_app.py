@@ -26,8 +26,8 @@ expect.set_options(timeout=SECONDS * 1000)
 
 
 def table(page: Page) -> Locator:
-    """The main table of a page, drawn; by its key, since others may be drawn before it."""
-    found = page.locator(".st-key-runs_table, .st-key-steps_list").get_by_test_id("stDataFrame")
+    """The table of runs, drawn; by its key, since others may be drawn before it."""
+    found = page.locator(".st-key-runs_table").get_by_test_id("stDataFrame")
     found.locator("canvas").first.wait_for()
     return found
 
@@ -47,6 +47,11 @@ def cell(page: Page, row: int, column: int) -> str:
     )
 
 
+def step_row(page: Page, number: int) -> Locator:
+    """A step in the step map."""
+    return page.get_by_role("treeitem", name=re.compile(rf"^step {number},"))
+
+
 def open_menu(page: Page, name: str, option: Locator) -> None:
     """Open a menu until an option shows: a page that is still being drawn closes it again."""
     for _ in range(4):
@@ -64,7 +69,7 @@ def open_menu(page: Page, name: str, option: Locator) -> None:
 def open_trace(page: Page, server: Server, trace_id: str, *, step: str | None = None) -> None:
     """Follow a link to a run."""
     page.goto(f"{server.url}/trace?run={trace_id}" + (f"&step={step}" if step else ""))
-    table(page)
+    page.get_by_role("treeitem").first.wait_for()
     expect(page.get_by_role("heading", name="Step")).to_be_visible()
 
 
@@ -114,10 +119,11 @@ def test_a_link_opens_a_step_and_survives_a_reload(server: Server, watched: Watc
 def test_a_click_and_the_arrow_keys_select_steps(server: Server, watched: Watched) -> None:
     page = watched.page
     open_trace(page, server, server.ids[3])
-    click_row(page, 2)
+    step_row(page, 3).click()
     expect(page.get_by_role("heading", name="Step 3:")).to_be_visible()
     assert "step=s3" in page.url
     page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="Step 4:")).to_be_visible()
     page.get_by_role("button", name="Previous").click()
     expect(page.get_by_role("heading", name="Step 3:")).to_be_visible()
@@ -133,8 +139,10 @@ def test_hostile_text_loads_nothing(server: Server, watched: Watched, number: in
     # Before anything else opens: a menu closes when the page scrolls under it.
     open_menu(page, "Branch", page.get_by_role("option", name=text))
     page.keyboard.press("Escape")
-    click_row(page, 1)
+    page.get_by_role("treeitem", name="Given up: step 2").click()
+    step_row(page, 2).click()
     expect(page.get_by_role("heading", name="Step 2:")).to_be_visible()
+    expect(step_row(page, 2)).to_contain_text(text)
     for name in ("Identity, parameters and outcome", "Call", "Data"):
         page.get_by_text(name, exact=True).first.click()
     expect(page.get_by_test_id("stCode").first).to_contain_text(text)
@@ -224,9 +232,9 @@ def test_screenshots(server: Server, browser: Browser, shots: Path, theme: str) 
     for name, trace_id in (("tot", server.ids[2]), ("react", server.ids[3])):
         open_trace(page, server, trace_id)
         steps = server.store.load(trace_id).steps
-        row = max(index for index, step in enumerate(steps) if step.start is not None)
-        click_row(page, row)
-        expect(page.get_by_role("heading", name=f"Step {row + 1}:")).to_be_visible()
+        number = max(at for at, step in enumerate(steps, 1) if step.start is not None and not step.pruned)
+        step_row(page, number).click()
+        expect(page.get_by_role("heading", name=f"Step {number}:")).to_be_visible()
         expect(page.get_by_text("log-probability").first).to_be_visible()
         time.sleep(1)
         page.screenshot(path=shots / f"trace-{name}-{theme}.png", full_page=True)

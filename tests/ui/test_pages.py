@@ -10,6 +10,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from tests.ui import samples
+from tracer.engines.models import ResolvedModel
 from tracer.store import Store
 from tracer.trace.trace import Trace
 from ui import state
@@ -275,3 +276,213 @@ def test_an_imported_trace_survives_being_shown(store: Store) -> None:
     store.import_trace(trace)
     trace_page(run=trace.id)
     assert Trace.from_json(trace.to_json()) == store.load(trace.id)
+
+
+def button(at: AppTest, label: str) -> Any:
+    """The button of that label."""
+    return next(found for found in at.button if found.label == label)
+
+
+def test_the_copied_answer_leads_to_the_exemplar(store: Store) -> None:
+    """The story of the main job: the answer's sources, and what the prompt's exemplar says."""
+    trace = samples.add_explained(store)
+    at = trace_page(run=trace.id, step=samples.ANSWER, method="attention_resolvent")
+    listed = components(at, "source_list")[0]
+    first = listed["rows"][0]
+    assert listed["looks"][first["look"]]["label"] == "exemplar" and first["open"]
+    shown = step_map(at)
+    exemplar = next(number for number, kind in enumerate(shown["kind"]) if shown["looks"][kind]["label"] == "exemplar")
+    assert shown["number"][exemplar] == "" and shown["fallback"] == shown["number"].index("6")
+    at = trace_page(run=trace.id, part="5", method="attention_resolvent")
+    assert "exemplar" in at.subheader[0].value
+    assert components(at, "step_map")[1]["select"] == exemplar
+
+
+@pytest.mark.model
+def test_the_exemplar_can_be_read(store: Store, demo_model: ResolvedModel) -> None:
+    trace = samples.add_explained(store)
+    at = trace_page(run=trace.id, step=samples.ANSWER, method="attention_resolvent")
+    assert "answer is Norway" in components(at, "source_list")[0]["rows"][0]["text"]
+    at = trace_page(run=trace.id, part="5")
+    assert "She was born in Oslo, Norway." in at.code[0].value
+
+
+def test_without_its_tokenizer_a_part_is_shown_as_ids(store: Store) -> None:
+    trace = samples.add_explained(store)
+    unknown = trace.model_copy(update={"id": "unknown", "model": trace.model.model_copy(update={"name": "no/model"})})
+    store.import_trace(unknown)
+    at = trace_page(run="unknown", part="5")
+    assert at.code[0].value.split() == [str(found) for found in trace.calls[0].prompt_token_ids[86:241]]
+    assert any("tracer models fetch no/model" in text for text in texts(at))
+
+
+def test_the_method_is_in_the_url(store: Store) -> None:
+    trace = samples.add_explained(store)
+    at = trace_page(run=trace.id, step=samples.ANSWER)
+    assert at.selectbox(key="card_method").value == "leave_one_out"
+    at.selectbox(key="card_method").select("alti_logit").run()
+    assert at.query_params["method"] == "alti_logit"
+    assert step_map(at)["method"].startswith("alti_logit")
+    at = trace_page(run=trace.id, step=samples.ANSWER, method="nothing")
+    assert at.selectbox(key="card_method").value == "leave_one_out"
+
+
+def test_a_method_that_is_not_better_than_random_says_so(store: Store) -> None:
+    trace = samples.add_explained(store)
+    at = trace_page(run=trace.id, step=samples.ANSWER)
+    assert any("is not shown to be better than random" in found.value for found in at.warning)
+    assert "+0.86" in texts(at)
+
+
+def explained(store: Store, **faithfulness: Any) -> Trace:
+    """Import a run with a made-up explanation of its last two steps."""
+    trace = samples.cot()
+    sources = [{"id": "x0", "kind": "question", "step_id": "s1"}, {"id": "x1", "kind": "thought", "step_id": "s2"}]
+    document = samples.explanation(["s2", "s3"], sources, [[1.0, 0.0], [3.0, -1.0]], **faithfulness)
+    done = trace.model_copy(update={"explanations": [document]})
+    store.import_trace(done)
+    return done
+
+
+def test_what_was_not_measured_says_so_and_offers_it(store: Store) -> None:
+    trace = explained(store)
+    at = trace_page(run=trace.id, step="s3")
+    assert any("was not measured" in found.value for found in at.warning)
+    assert button(at, "Measure it")
+    rows = components(at, "source_list")[0]["rows"]
+    assert [(row["share"], row["sign"], row["where"]) for row in rows] == [(0.75, 1, "step 1"), (0.25, -1, "step 2")]
+
+
+def test_a_measured_method_that_is_better_says_so(store: Store) -> None:
+    trace = explained(store, faithfulness=samples.faithful("s3", better=True))
+    at = trace_page(run=trace.id, step="s3")
+    assert any("costs the model more than random removals" in found.value for found in at.success)
+    at = trace_page(run=trace.id, step="s2")
+    assert any("Not measured for this step" in found.value for found in at.caption) and "step 3" in texts(at)
+
+
+def test_a_step_that_was_read_names_its_readers(store: Store) -> None:
+    trace = explained(store)
+    at = trace_page(run=trace.id, step="s1")
+    assert any("Read by" in found.value for found in at.markdown)
+    assert [row["where"] for row in components(at, "source_list")[0]["rows"]] == ["step 2", "step 3"]
+
+
+def test_a_run_that_was_not_explained_offers_it(store: Store) -> None:
+    trace = samples.cot()
+    store.import_trace(trace)
+    at = trace_page(run=trace.id, step="s3")
+    assert any("not explained yet" in found.value for found in at.info)
+    assert any("not scored by a truth probe" in found.value for found in at.info)
+    assert button(at, "Explain") and button(at, "Score it")
+    assert at.multiselect(key="explain_methods").value == ["attention_resolvent", "grad_x_input"]
+
+
+def test_new_explanations_are_shown_without_a_restart(store: Store) -> None:
+    trace = samples.cot()
+    store.import_trace(trace)
+    at = trace_page(run=trace.id, step="s3")
+    sources = [{"id": "x0", "kind": "question", "step_id": "s1"}]
+    store.put_document(trace.id, "explanation", key="k", document=samples.explanation(["s3"], sources, [[1.0]]))
+    at.run()
+    assert components(at, "source_list")[0]["rows"][0]["where"] == "step 1"
+
+
+def test_truth_stands_beside_its_baselines(store: Store) -> None:
+    trace = samples.cot()
+    worth = {"accuracy": [0.9, 0.8, 0.95], "steps": {"auroc": [0.6, 0.5, 0.7], "best_baseline": "mean_logprob",
+             "best_baseline_auroc": [0.65, 0.6, 0.7]}}  # fmt: skip
+    score = samples.judgement(
+        "s3", probability=0.2, low=0.1, high=0.3, flags=["not_better_than_logprob", "brand_new"], held_out=worth
+    )
+    store.import_trace(trace.model_copy(update={"probes": [score]}))
+    at = trace_page(run=trace.id, step="s3")
+    shown = texts(at)
+    assert {"0.20", "0.10 to 0.30", "-0.10"} <= set(shown)
+    assert any("takes it for false" in found.value for found in at.warning)
+    assert any("not shown to be better than the log-probability" in text for text in shown)
+    assert "! brand_new" in shown
+    assert any("accuracy 0.90 [0.80 0.95]" in text for text in shown)
+    assert any("AUROC 0.60 [0.50 0.70], mean_logprob alone 0.65" in text for text in shown)
+    assert step_map(at)["truth"][step_map(at)["number"].index("3")] == [20, 10, 30]
+
+
+def test_a_tree_folds_what_it_gave_up(store: Store) -> None:
+    trace = samples.tot()
+    store.import_trace(trace)
+    shown = step_map(trace_page(run=trace.id))
+    folded = [group["label"] for group in shown["groups"] if group["folded"]]
+    assert folded[1:] == ["Given up: steps 3 to 4", "Given up: step 13, (6 - 4) * (4 + 8) = 24"]
+    assert max(shown["depth"]) == 2
+
+
+def tokens_page(**query: str) -> AppTest:
+    """The tokens of a run, as a link would open them."""
+    at = app().run().switch_page(state.TOKENS_PAGE)
+    for name, value in query.items():
+        at.query_params[name] = value
+    at.run()
+    assert not at.exception
+    return at
+
+
+def test_tokens_of_the_answers_call_are_shown(store: Store) -> None:
+    trace = samples.add_explained(store)
+    at = tokens_page(run=trace.id, method="grad_x_input")
+    data, news = components(at, "token_map")
+    assert len(data["texts"]) == 501 and len(data["logprobs"]) == 34
+    assert news["grain"] == "token" and news["pin"] is None
+    assert not any("only the scores of the step as a whole" in found.value for found in at.caption)
+    assert any("is not shown to be better than random" in found.value for found in at.warning)
+
+
+def test_a_link_pins_a_token(store: Store) -> None:
+    trace = samples.add_explained(store)
+    link = {"run": trace.id, "step": "s6", "method": "grad_x_input"}
+    at = tokens_page(**link, **{"token": "5", "grain": "word"})
+    news = components(at, "token_map")[1]
+    assert news["grain"] == "word" and news["pin"]["asked"] == [496, 497]
+    at = tokens_page(**link, **{"token": "500", "grain": "letters"})
+    news = components(at, "token_map")[1]
+    assert news["grain"] == "token" and news["pin"] is None
+
+
+def test_steps_without_token_scores_say_so_and_offer_them(store: Store) -> None:
+    trace = samples.add_explained(store)
+    at = tokens_page(run=trace.id, step="s5", method="grad_x_input")
+    assert any("Of step 5 only the scores of the step as a whole" in found.value for found in at.caption)
+    button(at, "Explain every token of it").click().run()
+    assert any("s5#*" in found.value for found in at.code)
+
+
+def test_lost_token_scores_are_a_sentence(store: Store) -> None:
+    trace = samples.add_explained(store)
+    store.arrays.delete(trace.id)
+    at = tokens_page(run=trace.id)
+    assert any("cannot be shown" in found.value for found in at.warning)
+    assert any("explain the trace again" in text for text in texts(at))
+    assert len(components(at, "token_map")[0]["texts"]) == 501
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_every_agents_tokens_are_shown(store: Store, index: int) -> None:
+    trace = samples.all_agents()[index]
+    store.import_trace(trace)
+    at = tokens_page(run=trace.id)
+    assert components(at, "token_map")[0]["runs"][-1][4] == "written"
+    assert any("not explained yet" in found.value for found in at.info)
+
+
+def test_a_run_without_tokens_says_so(store: Store) -> None:
+    store.import_trace(samples.long(3))
+    assert any("no tokens to show" in found.value for found in tokens_page(run="long-run").info)
+    assert any("No run is open" in found.value for found in tokens_page().info)
+
+
+@pytest.mark.parametrize("text", samples.CORPUS)
+def test_hostile_text_stays_text_among_tokens(store: Store, text: str) -> None:
+    store.import_trace(samples.hostile(text))
+    at = tokens_page(run="hostile", method=text)
+    rendered = [*at.markdown, *at.caption, *at.title, *at.subheader, *at.error, *at.warning, *at.info, *at.success]
+    labels = [widget.label for widget in (*at.button, *at.selectbox, *at.multiselect, *at.expander)]
+    assert not [value for value in [element.value for element in rendered] + labels if "example" in value]

@@ -15,6 +15,7 @@ from ui.components import step_map
 from ui.components.mount import event_value
 from ui.components.step_map import Row
 from ui.evidence import Evidence, Part
+from ui.shown import Shown, go
 
 REFRESH_SECONDS = 2
 MAP = "step_map"
@@ -48,8 +49,7 @@ def _view(run: str, polling: bool) -> None:
     if not trace.steps:
         st.info("This run has no steps yet.")
         return
-    texts, why = state.texts_of(trace)
-    shown = card.Shown(evidence, texts, why, card.part_texts(evidence, texts))
+    shown = Shown.of(evidence)
     left, right = st.columns([3, 2], gap="medium")
     part = state.part_of(evidence.parts)
     step = state.step_of(trace)
@@ -135,7 +135,7 @@ def map_rows(evidence: Evidence, part_texts: Sequence[str], *, kinds: Sequence[s
     ]
 
 
-def _steps(shown: card.Shown, selected: Step | Part) -> None:
+def _steps(shown: Shown, selected: Step | Part) -> None:
     evidence = shown.evidence
     _step_filters(evidence.trace)
     rows = map_rows(evidence, shown.part_texts, kinds=state.kinds(), branch=state.branch())
@@ -155,7 +155,7 @@ def _steps(shown: card.Shown, selected: Step | Part) -> None:
 def _open(names: Sequence[str | int]) -> None:
     row = event_value(MAP, step_map.OPEN)
     if isinstance(row, int) and 0 <= row < len(names):
-        card.go(names[row])
+        go(names[row])
 
 
 def _step_filters(trace: Trace) -> None:

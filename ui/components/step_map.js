@@ -18,7 +18,7 @@ export default function (component) {
   }
   const place = placeOf(component, make);
   if (!place.changed) return;
-  CHANNELS.get(place.channel)?.place === place && CHANNELS.delete(place.channel);
+  if (place.channel !== data.channel && CHANNELS.get(place.channel)?.place === place) CHANNELS.delete(place.channel);
   place.channel = data.channel;
   const channel = CHANNELS.get(data.channel) ?? { row: -1, place: null, waiting: null };
   channel.place = place;

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from tracer.trace.trace import Step, Trace
 from ui import palette
 from ui.components.mount import component, mount
-from ui.evidence import Evidence, Part, influence_rows, mean_logprob
+from ui.evidence import Evidence, Part, mean_logprob
 
 OPEN = "open"
 """The component's event: the number of the row that was clicked."""
@@ -149,7 +149,7 @@ def _readings(evidence: Evidence, method: str, places: Mapping[str | int, int]) 
     """For every target: its row, how many sources follow, and their rows with values from -127 to 127; base64."""
     top = max(6, min(32, READINGS // max(1, len(evidence.targets(method)))))
     packed = bytearray()
-    for target, found in influence_rows(evidence, method, rows=places, top=top).items():
+    for target, found in evidence.influences(method, rows=places, top=top).items():
         pairs = [(row, round(127 * value)) for row, value in found if round(127 * value)]
         packed += struct.pack("<IB", target, len(pairs))
         for row, value in pairs:
@@ -197,7 +197,9 @@ def _group(name: str, run: Sequence[Row]) -> Group:
         parts = "1 part" if len(run) == 1 else f"{len(run)} parts"
         return Group(name, f"Prompt: {parts}", folded=len(run) > PARTS_SHOWN)
     if first.pruned:
-        return Group(name, f"Given up: {count}", folded=True)
+        which = f"step {run[0].number}" if len(run) == 1 else f"steps {run[0].number} to {run[-1].number}"
+        said = f", {line(run[0].text, limit=60)}" if len(run) == 1 else ""
+        return Group(name, f"Given up: {which}{said}", folded=True)
     last = run[-1].step
     answer = last.data.get("value", last.text) if last is not None and last.kind == "answer" else None
     vote = "no answer" if answer is None else f"votes {line(str(answer), limit=60)}"
