@@ -273,11 +273,11 @@ def minimum() -> float:
     return found if 0.0 <= found <= 1.0 else DEFAULT_MINIMUM
 
 
-def pins(trace: Trace) -> tuple[str, ...]:
-    """Ids of the pinned steps, those left out that the trace does not have."""
+def pins(steps: Iterable[Step]) -> tuple[str, ...]:
+    """Ids of the pinned steps, those left out that are not there."""
     given = st.query_params.get(PINS) or ""
     wanted = {unquote(part) for part in given[:_PIN_CHARACTERS].split(",") if part}
-    return tuple(step.id for step in trace.steps if step.id in wanted)
+    return tuple(step.id for step in steps if step.id in wanted)
 
 
 def set_pins(step_ids: Iterable[str]) -> None:
@@ -293,7 +293,28 @@ def put(name: str, value: str) -> None:
         st.query_params.pop(name, None)
 
 
-def open_step(trace_id: str, step_id: str) -> NoReturn:
-    """Go to a step on the trace page."""
-    kept = {name: value for name in (METHOD,) if (value := _parameter(name)) is not None}
-    st.switch_page(TRACE_PAGE, query_params={RUN: trace_id, STEP: step_id, **kept})
+def open_at(trace_id: str, name: str, value: str) -> NoReturn:
+    """Go to a step, or to a part of the prompt, on the trace page; the method stays."""
+    kept = {METHOD: chosen} if (chosen := _parameter(METHOD)) is not None else {}
+    st.switch_page(TRACE_PAGE, query_params={RUN: trace_id, name: value, **kept})
+
+
+WITH = "with"
+COMPARE_PAGE = "app_pages/compare.py"
+PROBES_PAGE = "app_pages/probes.py"
+_PAIRS_OFFSET = "pairs_offset"
+
+
+def other_id() -> str | None:
+    """The id of the run to compare with, if the URL has one; whether it exists is the store's to say."""
+    return _parameter(WITH)
+
+
+def pairs_offset() -> int:
+    """The number of compared steps before the first one on the page."""
+    return _read(_PAIRS_OFFSET, int) or 0
+
+
+def set_pairs_offset(offset: int) -> None:
+    """Turn to another page of compared steps."""
+    st.session_state[_PAIRS_OFFSET] = max(0, offset)

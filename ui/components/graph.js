@@ -143,11 +143,11 @@ class View {
   opened(event) {
     const index = this.indexOf(event.target);
     clearTimeout(this.timer);
-    if (index !== null) this.place.send("open", this.data.nodes[index].id);
+    if (index !== null) this.place.send("open", this.data.nodes[index].place);
   }
 
   select(index) {
-    if (index !== this.data.centre) this.place.send("select", this.data.nodes[index].id);
+    if (index !== this.data.centre) this.place.send("select", this.data.nodes[index].place);
   }
 
   focused(event) {
@@ -179,9 +179,9 @@ class View {
     else if (event.key === "+" || event.key === "=") this.zoom(1.25);
     else if (event.key === "-") this.zoom(0.8);
     else if (event.key === "0") this.fit(LEAST_SCALE);
-    else if (event.key === "Enter" && index !== null) this.place.send("open", this.data.nodes[index].id);
+    else if (event.key === "Enter" && index !== null) this.place.send("open", this.data.nodes[index].place);
     else if (event.key === " " && index !== null) this.select(index);
-    else if (event.key.toLowerCase() === "p" && index !== null) this.place.send("pin", this.data.nodes[index].id);
+    else if (event.key.toLowerCase() === "p" && index !== null) this.place.send("pin", this.data.nodes[index].place);
     else return;
     event.preventDefault();
     event.stopPropagation();
