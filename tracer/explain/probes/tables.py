@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tracer.explain.probes.saved import ProbeRecord
-from tracer.explain.probes.score import NOT_BETTER, NOT_MEASURED, SENTENCES
 from tracer.trace.probe_report import (
     Estimate,
     Evaluation,
@@ -18,6 +17,7 @@ from tracer.trace.probe_report import (
     StepWorth,
     Transfer,
 )
+from tracer.trace.probes import NOT_BETTER, NOT_MEASURED, SENTENCES
 
 _LAYERS_SHOWN = 24
 
