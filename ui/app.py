@@ -8,6 +8,7 @@ st.navigation(
         st.Page("app_pages/runs.py", title="Runs", default=True),
         st.Page("app_pages/trace.py", title="Trace", url_path="trace"),
         st.Page("app_pages/graph.py", title="Graph", url_path="graph"),
+        st.Page("app_pages/probes.py", title="Probes", url_path="probes"),
         st.Page("app_pages/compare.py", title="Compare", url_path="compare"),
     ],
     position="top",

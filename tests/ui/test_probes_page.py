@@ -1,0 +1,336 @@
+"""The probes page without a browser: what a model's probes are worth, said as far as the numbers prove it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from tests.ui import samples
+from tracer.store import Store
+from tracer.store.probe_reports import report_path, write_report
+from tracer.trace.probe_report import (
+    Bin,
+    Curve,
+    Density,
+    Estimate,
+    Evaluation,
+    FirstErrors,
+    FirstErrorTask,
+    HeldOut,
+    LayerResult,
+    Located,
+    Measured,
+    MethodResult,
+    Picture,
+    ProbeReport,
+    ProbeSummary,
+    Projection,
+    Reliability,
+    StepEvaluation,
+    StepWorth,
+    TopicResult,
+    Transfer,
+)
+from tracer.trace.probes import ProbeBaselines, ProbeScore
+from tracer.trace.trace import Trace
+from ui import probing, state
+
+APP = Path(__file__).parents[2] / "ui" / "app.py"
+WEIGHTS = "ab" * 32
+RELIABILITY = Reliability(
+    bins=(
+        Bin(count=4, predicted=0.25, share=0.5, low=0.1, high=0.9),
+        Bin(count=6, predicted=0.9, share=1, low=0.5, high=1),
+    ),
+    ece=0.125,
+)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder of probes."""
+    monkeypatch.setenv("TRACER_PROBES", str(tmp_path / "probes"))
+
+
+def estimate(value: float, half: float = 0.05) -> Estimate:
+    """A number with a symmetric interval."""
+    return Estimate(value=value, low=value - half, high=value + half)
+
+
+def measured(name: str, auroc: float | None, half: float = 0.05) -> Measured:
+    """Something with an AUROC, and an accuracy a little below it."""
+    area = None if auroc is None else estimate(auroc, half)
+    return Measured(name=name, rows=100, accuracy=estimate((auroc or 0.5) - 0.02), auroc=area)
+
+
+def method(name: str, auroc: float) -> MethodResult:
+    """A method on two topics."""
+    topics = tuple(
+        TopicResult(
+            topic=topic, layer=3, accuracy=auroc - gap, accuracy_sd=0, auroc=auroc, affirmative=None, negated=None
+        )
+        for topic, gap in (("cities", 0.0), ("elements", 0.125))
+    )
+    return MethodResult(
+        **measured(name, auroc).model_dump(), accuracy_sd=0, auroc_sd=0, affirmative=None, negated=None, topics=topics
+    )
+
+
+def evaluation() -> Evaluation:
+    """Two methods at two layers, beside a control."""
+    picture = Picture(
+        method="ttpd",
+        roc=Curve(false_positives=(), true_positives=()),
+        reliability=RELIABILITY,
+        density=Density(edges=(0, 1), true=(1,), false=(1,)),
+    )
+    return Evaluation(
+        model="demo",
+        statements=200,
+        left_out="topic",
+        topics=("cities", "elements"),
+        normalisation="rms",
+        repeats=2,
+        seed=0,
+        layers=(0, 1),
+        chosen_layer=1,
+        layer_choice="given",
+        methods=(method("ttpd", 0.875), method("logistic", 0.75)),
+        controls=(method("shuffled labels", 0.5),),
+        by_layer=tuple(
+            LayerResult(
+                method=name, layer=layer, accuracy=estimate(0.5 + layer / 4), accuracy_sd=0, auroc=estimate(0.5)
+            )
+            for name in ("ttpd", "logistic")
+            for layer in (0, 1)
+        ),
+        pictures=(picture,),
+        projection=Projection(
+            truth=(1.0, -1.0),
+            polarity_sensitive=(0.5, 0.5),
+            label=(True, False),
+            negated=(False, True),
+            topic=("cities", "cities"),
+        ),
+        sinks=0,
+        notes=("a note on what was left out",),
+    )
+
+
+def worth(*, over: float, adds: float) -> StepWorth:
+    """A probe on steps, by how much it is better than log-probabilities and than all baselines."""
+    return StepWorth(
+        protocol="by problem",
+        rows=40,
+        wrong=10,
+        probe=measured("steps", 0.75),
+        baselines=(measured("mean_logprob", 0.625), measured("length", None)),
+        over_logprob=estimate(over),
+        stack=measured("all baselines", 0.75),
+        with_probe=measured("with the probe", 0.8),
+        adds=estimate(adds),
+    )
+
+
+def probe(auroc: float, *, on_steps: StepWorth | None = None) -> ProbeSummary:
+    """A saved probe beside one baseline and one control."""
+    held = HeldOut(
+        protocol="each topic left out in turn",
+        overall=measured("logistic_l2", auroc),
+        parts=(measured("negated", 0.5),),
+        baselines=(measured("TF-IDF of the text", 0.625),),
+        controls=(measured("random direction", 0.5),),
+    )
+    return ProbeSummary(
+        name="statements",
+        kind="logistic_l2",
+        layer=12,
+        position="last",
+        rows=576,
+        topics=("cities",),
+        source="by hand",
+        seed=0,
+        held_out=held,
+        on_steps=on_steps,
+        reliability=RELIABILITY,
+        created_at="2026-01-01T00:00:00+00:00",
+    )
+
+
+def keep(report: ProbeReport, *, weights: str = WEIGHTS) -> ProbeReport:
+    """Write a report where the app looks for it."""
+    report = report.model_copy(update={"model": {"name": "demo", "weights_sha256": weights}})
+    write_report(report_path(report.model), report)
+    return report
+
+
+def scored(weights: str = WEIGHTS) -> Trace:
+    """A run one step of which was scored, by the model of those weights."""
+    trace = samples.cot()
+    score = ProbeScore(
+        name="statements",
+        layer=12,
+        position="last",
+        step_id=trace.steps[1].id,
+        token=7,
+        probability=0.25,
+        low=0.125,
+        high=0.5,
+        baselines=ProbeBaselines(mean_logprob=-0.5),
+        flags=["position"],
+        replica={"weights_sha256": weights},
+    )
+    sentence = score.model_copy(update={"sentence": 0})
+    return trace.model_copy(update={"probes": [score.model_dump(mode="json"), sentence.model_dump(mode="json")]})
+
+
+def probes_page(**query: str) -> AppTest:
+    """The page as a link would open it."""
+    at = AppTest.from_file(str(APP), default_timeout=60).run().switch_page(state.PROBES_PAGE)
+    for name, value in query.items():
+        at.query_params[name] = value
+    at.run()
+    assert not at.exception
+    return at
+
+
+def labels(at: AppTest) -> set[str]:
+    """What buttons say."""
+    return {button.label for button in at.button}
+
+
+def test_without_probes_it_offers_to_make_them(store: Store) -> None:
+    at = probes_page()
+    assert "no truth probes yet" in at.info[0].value
+    assert "Make the truth probes" in labels(at)
+
+
+def test_a_run_whose_model_has_no_probe_offers_to_make_one(store: Store) -> None:
+    keep(ProbeReport(probes=(probe(0.75),)), weights="cd" * 32)
+    trace = scored()
+    store.import_trace(trace)
+    at = probes_page(run=trace.id)
+    assert "no truth probe for the model of this run" in at.info[0].value
+    assert at.selectbox[0].value is None
+
+
+def test_an_unscored_run_offers_to_score_it(store: Store) -> None:
+    keep(ProbeReport(probes=(probe(0.75),)))
+    trace = samples.cot()
+    trace.model.name = "demo"
+    store.import_trace(trace)
+    at = probes_page(run=trace.id)
+    assert any("not scored yet" in item.value for item in at.info)
+    assert "Score the steps" in labels(at)
+
+
+def test_scores_of_whole_steps_stand_beside_their_baselines(store: Store) -> None:
+    keep(ProbeReport(probes=(probe(0.75),)))
+    trace = scored()
+    store.import_trace(trace)
+    table = probes_page(run=trace.id).dataframe[0].value
+    assert list(table["step"]) == [2]
+    row = table.iloc[0]
+    assert (row["probability"], row["low"], row["high"], row["logprob"], row["token"]) == (0.25, 0.125, 0.5, -0.5, 7)
+
+
+def test_a_probe_that_beats_everything_is_said_to(store: Store) -> None:
+    keep(ProbeReport(probes=(probe(0.75),)))
+    at = probes_page()
+    assert any("Better than every baseline" in item.value for item in at.success)
+    assert not at.warning
+
+
+def test_a_probe_that_does_not_is_said_to_prove_little(store: Store) -> None:
+    keep(ProbeReport(probes=(probe(0.65),)))
+    at = probes_page()
+    assert "prove little" in at.warning[0].value
+    assert "TF-IDF of the text" in [element.value for element in at.text]
+
+
+@pytest.mark.parametrize(
+    ("auroc", "rivals", "better", "rival"),
+    [
+        (0.75, [0.6], True, None),
+        (0.64, [0.6], False, "baseline 0"),
+        (0.54, [], False, "chance"),
+        (0.56, [0.3], True, None),
+        (None, [0.6], False, "chance"),
+        (0.75, [0.6, 0.9, None], False, "baseline 1"),
+    ],
+)
+def test_a_verdict_goes_by_the_interval(
+    auroc: float | None, rivals: list[float | None], better: bool, rival: str | None
+) -> None:
+    others = [measured(f"baseline {number}", value) for number, value in enumerate(rivals)]
+    assert probing.verdict(measured("probe", auroc), others) == (better, rival)
+
+
+@pytest.mark.parametrize(("over", "adds", "good"), [(0.1, 0.1, 2), (0.01, 0.1, 1), (0.01, 0.0, 0)])
+def test_a_probe_of_steps_is_compared_with_logprobs(store: Store, over: float, adds: float, good: int) -> None:
+    keep(ProbeReport(probes=(probe(0.75, on_steps=worth(over=over, adds=adds)),)))
+    at = probes_page()
+    said = [item.value for item in at.success if "tells right" in item.value or "adds to" in item.value]
+    assert len(said) == good
+    assert len(at.warning) == 2 - good
+
+
+def test_an_evaluation_is_drawn_whole(store: Store) -> None:
+    transfer = Transfer(
+        steps="the model's own", rows=40, wrong=10, by_operation={}, probes=(worth(over=0.1, adds=0.1),), baselines=()
+    )
+    located = Located(name="chance", overall=estimate(0.25), named=None, none=None)
+    task = FirstErrorTask(task="sums", chains=4, with_mistake=2, methods=(located,))
+    keep(
+        ProbeReport(
+            probes=(probe(0.75),),
+            statements=evaluation(),
+            steps=StepEvaluation(own=None, made_up=transfer),
+            mistakes=FirstErrors(protocol="by hand", tasks=(task,)),
+        )
+    )
+    at = probes_page()
+    # Held out, reliability; layers, kinds, polarity, reliability, topics; steps; first mistakes.
+    assert len(at.get("vega_lite_chart")) == 9
+    assert any("its own steps tell nothing" in item.value for item in at.caption)
+    assert "a note on what was left out" in [element.value for element in at.text]
+
+
+def test_without_an_evaluation_it_says_how_to_get_one(store: Store) -> None:
+    keep(ProbeReport(probes=(probe(0.75),)))
+    at = probes_page()
+    assert any("not compared" in item.value for item in at.info)
+    assert "tracer probe evaluate --model demo" in [item.value for item in at.code]
+
+
+def test_tables_hold_the_reports_numbers() -> None:
+    found = evaluation()
+    layers = probing.layers_table(found).set_index(["series", "x"])
+    assert layers.loc[("ttpd", 1), "y"] == 0.75 and layers.loc[("ttpd", 1), "low"] == pytest.approx(0.7)
+    topics = probing.topics_table(found).pivot(index="row", columns="column", values="value")
+    assert topics.loc["elements", "ttpd"] == 0.75 and topics.loc["cities", "shuffled labels"] == 0.5
+    points = probing.projection_table(found)
+    assert list(points["what"]) == ["true", "false"] and list(points["kind"]) == ["affirmative", "negated"]
+    assert list(probing.reliability_table(RELIABILITY)["share"]) == [0.5, 1.0]
+    held = probing.held_out_table(probe(0.75)).set_index("name")
+    assert list(held["group"]) == [probing.PROBE, probing.BASELINE, probing.CONTROL]
+    assert held.loc["logistic_l2", "value"] == 0.75
+    assert "length" not in set(probing.steps_worth_table(worth(over=0, adds=0))["name"])
+
+
+def test_the_report_of_a_run_is_that_of_its_weights(store: Store) -> None:
+    own = keep(ProbeReport(created_at="2026-01-01T00:00:00+00:00"))
+    other = keep(ProbeReport(created_at="2026-02-01T00:00:00+00:00"), weights="cd" * 32)
+    assert probing.report_for(scored(), [other, own]) == own
+    assert probing.report_for(scored("ef" * 32), [other, own]) is None
+    named = samples.cot()
+    named.model.name = "demo"
+    assert probing.report_for(named, [other, own]) == other
+
+
+def test_a_broken_report_is_passed_over(store: Store, tmp_path: Path) -> None:
+    keep(ProbeReport(probes=(probe(0.75),)))
+    (tmp_path / "probes" / "x.report.json").write_text("{")
+    assert len(probes_page().selectbox[0].options) == 1
