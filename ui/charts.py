@@ -60,6 +60,37 @@ def heat_map(frame: pd.DataFrame, *, theme: Theme, low: float, high: float, form
     return chart.properties(height=_ROW * max(len(rows), 1) + 20)
 
 
+def layer_token_map(frame: pd.DataFrame, *, theme: Theme, form: str) -> alt.Chart:
+    """Layers over tokens: purple where a layer's probe says false, orange where it says true; the deepest on top.
+
+    Args:
+        frame: Columns ``layer``, ``token``, which tells tokens apart and is drawn below them, and ``value``.
+        theme: The background.
+        form: How numbers are written, in d3's format; a constant.
+    """
+    below, middle, above = palette.diverging(theme)
+    columns = _order(frame, "token")
+    rows = sorted({int(layer) for layer in frame["layer"]}, reverse=True)
+    chart: alt.Chart = (
+        alt.Chart(frame)
+        .mark_rect()
+        .encode(
+            x=alt.X(
+                "token:N", sort=columns, title=None, axis=alt.Axis(labelAngle=270, labelLimit=110, labelOverlap=True)
+            ),
+            y=alt.Y("layer:O", sort=rows, title="layer"),
+            color=alt.Color(
+                "value:Q",
+                scale=alt.Scale(domain=[-2, 0, 2], range=[below, middle, above], clamp=True),
+                legend=alt.Legend(orient="right", title="says true"),
+            ),
+            tooltip=[alt.Tooltip("token:N"), alt.Tooltip("layer:O"), alt.Tooltip("value:Q", format=form)],
+        )
+        .properties(height=13 * max(len(rows), 8) + 90)
+    )
+    return chart
+
+
 def lines(frame: pd.DataFrame, *, theme: Theme, x: str, y: str, band: bool = False, rule: float | None = None) -> Drawn:
     """Lines with a dash and a mark for each series.
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from tracer.errors import TraceFormatError
+from tracer.trace.layer_map import LayerMap
 from tracer.trace.probe_report import (
     Evaluation,
     FirstErrorTask,
@@ -163,6 +165,38 @@ def scores_table(trace: Trace, name: str) -> pd.DataFrame:
     rows.sort(key=lambda row: row[0])
     numbers = dict.fromkeys(SCORE_COLUMNS[3:8], "float64") | {"token": "Int64"}
     return pd.DataFrame(rows, columns=list(SCORE_COLUMNS)).astype(numbers)
+
+
+def layer_map_table(found: LayerMap, texts: Sequence[str]) -> pd.DataFrame:
+    """A layer map, as it is drawn; tokens are numbered, for the same text can come twice."""
+    names = [f"{number} {text}" for number, text in enumerate(texts)]
+    rows = [
+        (layer, name, value)
+        for layer, row in zip(found.layers, found.values, strict=True)
+        for name, value in zip(names, row, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["layer", "token", "value"])
+
+
+def layer_worth_table(found: LayerMap) -> pd.DataFrame:
+    """What each layer's probe is worth on topics that it has not seen, as a line is drawn from."""
+    rows = [("held-out AUROC", layer, area) for layer, area in zip(found.layers, found.held_out, strict=True)]
+    return pd.DataFrame(rows, columns=["series", "x", "y"])
+
+
+def token_ids(trace: Trace, found: LayerMap) -> tuple[list[int], int]:
+    """Prompt and completion up to the end of a map's tokens, and how many come before them.
+
+    Raises:
+        TraceFormatError: The map names tokens that the trace does not have.
+    """
+    call = trace.call(found.call_id)
+    count = len(found.values[0]) if found.values else 0
+    known = 0 <= found.completion < len(call.completions) and found.start >= 0
+    written = call.completions[found.completion].token_ids[: found.start + count] if known else []
+    if not known or len(written) != found.start + count:
+        raise TraceFormatError(f"the layer map of step {found.step_id} names tokens that this run does not have")
+    return call.prompt_token_ids + written, len(call.prompt_token_ids) + found.start
 
 
 def _numbers(

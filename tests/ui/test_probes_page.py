@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 from tests.ui import samples
 from tracer.store import Store
 from tracer.store.probe_reports import report_path, write_report
+from tracer.trace.layer_map import LayerMap, layer_maps
 from tracer.trace.probe_report import (
     Bin,
     Curve,
@@ -334,3 +335,48 @@ def test_a_broken_report_is_passed_over(store: Store, tmp_path: Path) -> None:
     keep(ProbeReport(probes=(probe(0.75),)))
     (tmp_path / "probes" / "x.report.json").write_text("{")
     assert len(probes_page().selectbox[0].options) == 1
+
+
+def mapped(**changes: object) -> Trace:
+    """A run whose answer was read by probes of two layers."""
+    trace = samples.cot()
+    step = trace.steps[-1]
+    assert step.call_id is not None and step.completion is not None and step.start is not None and step.end is not None
+    count = step.end - step.start
+    own = LayerMap(
+        step_id=step.id,
+        call_id=step.call_id,
+        completion=step.completion,
+        start=step.start,
+        kind="logistic_l2",
+        layers=[0, 1],
+        values=[[0.5] * count, [-1.25] * count],
+        held_out=[0.5, 0.75],
+        protocol="by hand",
+    )
+    return trace.model_copy(update={"probes": [{**own.model_dump(mode="json"), **changes}]})
+
+
+def test_layers_by_token_are_drawn_with_what_each_layer_is_worth(store: Store) -> None:
+    trace = mapped()
+    store.import_trace(trace)
+    at = probes_page(run=trace.id)
+    assert any("best layer is 1 with a held-out AUROC of 0.75" in item.value for item in at.caption)
+    assert len(at.get("vega_lite_chart")) == 2
+    own = layer_maps(trace)[trace.steps[-1].id]
+    table = probing.layer_map_table(own, ["a", "a", "b", "c"][: len(own.values[0])])
+    assert table["token"].nunique() == len(own.values[0])
+    assert set(table.loc[table["layer"] == 1, "value"]) == {-1.25}
+
+
+def test_without_a_map_it_says_how_to_get_one(store: Store) -> None:
+    trace = scored()
+    store.import_trace(trace)
+    assert f"tracer probe map {trace.id}" in [item.value for item in probes_page(run=trace.id).code]
+
+
+@pytest.mark.parametrize("changes", [{"start": 10_000}, {"call_id": "nothing"}, {"completion": 9}])
+def test_a_map_of_other_tokens_is_a_sentence(store: Store, changes: dict[str, object]) -> None:
+    trace = mapped(**changes)
+    store.import_trace(trace)
+    assert any("cannot be shown" in item.value for item in probes_page(run=trace.id).error)

@@ -7,14 +7,16 @@ import streamlit as st
 
 from tracer.errors import TracerError
 from tracer.store.probe_reports import list_reports
+from tracer.trace.layer_map import layer_maps
 from tracer.trace.probe_report import Evaluation, FirstErrors, ProbeReport, ProbeSummary, StepEvaluation, StepWorth
 from tracer.trace.trace import Trace
-from ui import charts, elements, opened, payload, probing, state
+from ui import charts, elements, opened, palette, payload, probing, state
 from ui.jobs import start_button
 
 MODEL = "probes_model"
 METHOD = "probes_method"
 SCORED_BY = "probes_scored_by"
+MAPPED = "probes_mapped"
 DEFAULT_MODEL = "demo"
 AUROC = "AUROC: how often a true one scores above a false one"
 SCORE_COLUMNS = {
@@ -40,6 +42,7 @@ def main() -> None:
     if trace is not None:
         st.header("What they say about this run", divider="gray")
         _scores(trace, has_probes=report is not None and bool(report.probes))
+        _layers(trace)
     if report is None:
         return
     st.header("What the saved probes are worth", divider="gray")
@@ -119,6 +122,54 @@ def _scores(trace: Trace, *, has_probes: bool) -> None:
         "true: probability that the model takes the step for true, with its 95% band; log p and P(True) know nothing "
         "of the probe. Doubts are spelt out on the Trace page. A saved probe reads one layer, at the token given here."
     )
+
+
+def _layers(trace: Trace) -> None:
+    """Layer by token, for the steps that it was read for."""
+    st.subheader("Layer by token")
+    maps = layer_maps(trace)
+    if not maps:
+        st.caption("Probes of all layers were not read at the tokens of this run yet. To read them for its answer:")
+        st.code(f"tracer probe map {payload.one_line(trace.id, limit=200)}", language=None)
+        return
+    selected = state.step_of(trace)
+    order = list(maps)
+    numbers = {step.id: number for number, step in enumerate(trace.steps, 1)}
+    chosen = st.selectbox(
+        "Step",
+        order,
+        index=order.index(selected.id) if selected is not None and selected.id in maps else len(order) - 1,
+        key=MAPPED,
+        format_func=lambda step_id: f"{numbers[step_id]} {palette.kind_name(trace.step(step_id).kind)}",
+    )
+    found = maps[chosen]
+    with elements.failures("This map cannot be shown."):
+        ids, before = probing.token_ids(trace, found)
+    texts, why = state.texts_of(trace)
+    if texts is None:
+        st.caption("The texts of tokens are not known, so their ids are shown.")
+        st.text(payload.one_line(why, limit=300))
+        names = [str(token) for token in ids[before:]]
+    else:
+        names = [payload.visible_token(text) for text in texts.texts(ids)[before:]]
+    frame = probing.layer_map_table(found, names)
+    st.altair_chart(
+        charts.layer_token_map(frame, theme=state.theme(), form="+.2f"),
+        alt="What a probe of each layer says at each token of the step: purple false, orange true",
+    )
+    best = max(range(len(found.layers)), key=lambda place: found.held_out[place])
+    st.caption(
+        "Above zero means true, in spreads of the training statements. The best layer is "
+        f"{found.layers[best]:d} with a held-out AUROC of {found.held_out[best]:.2f}; 0.5 is chance, and a layer that "
+        "is worth no more says nothing here."
+    )
+    st.altair_chart(
+        charts.lines(probing.layer_worth_table(found), theme=state.theme(), x="layer", y="held-out AUROC", rule=0.5),
+        alt="Held-out AUROC of each layer's probe; the dashed line is chance",
+    )
+    elements.fact("Held out", payload.one_line(found.protocol, limit=300))
+    with st.expander("Numbers of the map"):
+        _numbers(frame)
 
 
 def _probe(probe: ProbeSummary) -> None:
