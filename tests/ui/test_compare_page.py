@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pydantic import JsonValue
 from streamlit.testing.v1 import AppTest
 
 from tests.ui import explained, samples
@@ -17,13 +16,6 @@ from ui.evidence import Evidence
 from ui.trust import Judged
 
 APP = Path(__file__).parents[2] / "ui" / "app.py"
-CURVES: dict[str, JsonValue] = {
-    "shares": [0.0, 0.5, 1.0],
-    "deletion": [-1.0, -4.0, -6.0],
-    "insertion": [-6.0, -2.0, -1.0],
-    "random_deletion": [-1.0, -2.0, -6.0],
-    "random_insertion": [-6.0, -3.0, -1.0],
-}
 
 
 def compare_page(**query: str) -> AppTest:
@@ -39,24 +31,6 @@ def compare_page(**query: str) -> AppTest:
 def captions(at: AppTest) -> str:
     """All small print."""
     return " ".join(element.value for element in at.caption)
-
-
-def judged_run(*, curves: bool = True) -> Trace:
-    """A run with one method that is better than random, one that is not, and one that was not measured."""
-    trace = explained.react()
-    ids = [step.id for step in trace.steps]
-    rows = {ids[5]: {ids[0]: 0.5, ids[4]: 1.0}, ids[4]: {ids[0]: 0.5}}
-    good = explained.measured({ids[5]: 0.8, ids[4]: 0.6}, better=True, agreement={"attention": 0.5})
-    bad = explained.measured({ids[5]: -0.2, ids[4]: None}, better=False, agreement={"grad_x_input": 0.5})
-    if curves:
-        good["targets"][ids[5]]["curves"] = CURVES  # type: ignore[call-overload,index]
-    documents = [
-        explained.explanation(rows, method="attention", faithfulness=bad, key="b"),
-        explained.explanation(rows, method="grad_x_input", faithfulness=good, key="c"),
-        explained.explanation(rows, method="alti", key="d"),
-    ]
-    documents[1]["cost"] = {"seconds": 2.5, "forward_tokens": 300, "backward_passes": 4}
-    return trace.model_copy(update={"explanations": documents})
 
 
 def judged(trace: Trace) -> Judged:
@@ -130,7 +104,7 @@ def test_a_long_comparison_comes_in_pages(store: Store) -> None:
 
 
 def test_the_verdict_names_methods_in_sentences(store: Store) -> None:
-    trace = judged_run()
+    trace = explained.judged()
     store.import_trace(trace)
     at = compare_page(run=trace.id)
     assert "not shown to be better than a random order" in at.warning[0].value
@@ -146,7 +120,7 @@ def test_all_methods_better_than_random_is_said_too(store: Store) -> None:
 
 
 def test_methods_have_means_of_what_was_measured_and_their_cost() -> None:
-    table = trust.method_table(judged(judged_run())).set_index("method")
+    table = trust.method_table(judged(explained.judged())).set_index("method")
     assert list(table.index)[0] == "grad_x_input"
     good = table.loc["grad_x_input"]
     assert (good["lds"], good["targets"], good["seconds"], good["backward"]) == (pytest.approx(0.7), 2, 2.5, 4)
@@ -155,12 +129,12 @@ def test_methods_have_means_of_what_was_measured_and_their_cost() -> None:
 
 
 def test_agreement_is_a_square_with_ones_on_its_diagonal() -> None:
-    table = trust.agreement_table(judged(judged_run())).pivot(index="row", columns="column", values="value")
+    table = trust.agreement_table(judged(explained.judged())).pivot(index="row", columns="column", values="value")
     assert table.to_numpy().tolist() == [[1.0, 0.5], [0.5, 1.0]]
 
 
 def test_curves_stand_beside_random_orders(store: Store) -> None:
-    trace = judged_run()
+    trace = explained.judged()
     target = trace.steps[5].id
     curves = judged(trace).curves(target)
     assert list(curves) == ["grad_x_input"]
@@ -174,7 +148,10 @@ def test_curves_stand_beside_random_orders(store: Store) -> None:
 
 
 def test_where_curves_were_not_kept_their_areas_are_shown(store: Store) -> None:
-    trace = judged_run(curves=False)
+    trace = explained.judged()
+    for document in trace.explanations:
+        for target in ((document["faithfulness"] or {}).get("targets") or {}).values():  # type: ignore[union-attr]
+            target["curves"] = None  # type: ignore[call-overload,index]
     store.import_trace(trace)
     at = compare_page(run=trace.id)
     assert "were not kept" in captions(at)

@@ -8,183 +8,19 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from tests.ui import samples
+from tests.ui.probed import RELIABILITY, evaluation, keep, mapped, measured, probe, report, scored, worth
 from tracer.store import Store
-from tracer.store.probe_reports import report_path, write_report
-from tracer.trace.layer_map import LayerMap, layer_maps
-from tracer.trace.probe_report import (
-    Bin,
-    Curve,
-    Density,
-    Estimate,
-    Evaluation,
-    FirstErrors,
-    FirstErrorTask,
-    HeldOut,
-    LayerResult,
-    Located,
-    Measured,
-    MethodResult,
-    Picture,
-    ProbeReport,
-    ProbeSummary,
-    Projection,
-    Reliability,
-    StepEvaluation,
-    StepWorth,
-    TopicResult,
-    Transfer,
-)
-from tracer.trace.probes import ProbeBaselines, ProbeScore
-from tracer.trace.trace import Trace
+from tracer.trace.layer_map import layer_maps
+from tracer.trace.probe_report import ProbeReport
 from ui import probing, state
 
 APP = Path(__file__).parents[2] / "ui" / "app.py"
-WEIGHTS = "ab" * 32
-RELIABILITY = Reliability(
-    bins=(
-        Bin(count=4, predicted=0.25, share=0.5, low=0.1, high=0.9),
-        Bin(count=6, predicted=0.9, share=1, low=0.5, high=1),
-    ),
-    ece=0.125,
-)
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty folder of probes."""
     monkeypatch.setenv("TRACER_PROBES", str(tmp_path / "probes"))
-
-
-def estimate(value: float, half: float = 0.05) -> Estimate:
-    """A number with a symmetric interval."""
-    return Estimate(value=value, low=value - half, high=value + half)
-
-
-def measured(name: str, auroc: float | None, half: float = 0.05) -> Measured:
-    """Something with an AUROC, and an accuracy a little below it."""
-    area = None if auroc is None else estimate(auroc, half)
-    return Measured(name=name, rows=100, accuracy=estimate((auroc or 0.5) - 0.02), auroc=area)
-
-
-def method(name: str, auroc: float) -> MethodResult:
-    """A method on two topics."""
-    topics = tuple(
-        TopicResult(
-            topic=topic, layer=3, accuracy=auroc - gap, accuracy_sd=0, auroc=auroc, affirmative=None, negated=None
-        )
-        for topic, gap in (("cities", 0.0), ("elements", 0.125))
-    )
-    return MethodResult(
-        **measured(name, auroc).model_dump(), accuracy_sd=0, auroc_sd=0, affirmative=None, negated=None, topics=topics
-    )
-
-
-def evaluation() -> Evaluation:
-    """Two methods at two layers, beside a control."""
-    picture = Picture(
-        method="ttpd",
-        roc=Curve(false_positives=(), true_positives=()),
-        reliability=RELIABILITY,
-        density=Density(edges=(0, 1), true=(1,), false=(1,)),
-    )
-    return Evaluation(
-        model="demo",
-        statements=200,
-        left_out="topic",
-        topics=("cities", "elements"),
-        normalisation="rms",
-        repeats=2,
-        seed=0,
-        layers=(0, 1),
-        chosen_layer=1,
-        layer_choice="given",
-        methods=(method("ttpd", 0.875), method("logistic", 0.75)),
-        controls=(method("shuffled labels", 0.5),),
-        by_layer=tuple(
-            LayerResult(
-                method=name, layer=layer, accuracy=estimate(0.5 + layer / 4), accuracy_sd=0, auroc=estimate(0.5)
-            )
-            for name in ("ttpd", "logistic")
-            for layer in (0, 1)
-        ),
-        pictures=(picture,),
-        projection=Projection(
-            truth=(1.0, -1.0),
-            polarity_sensitive=(0.5, 0.5),
-            label=(True, False),
-            negated=(False, True),
-            topic=("cities", "cities"),
-        ),
-        sinks=0,
-        notes=("a note on what was left out",),
-    )
-
-
-def worth(*, over: float, adds: float) -> StepWorth:
-    """A probe on steps, by how much it is better than log-probabilities and than all baselines."""
-    return StepWorth(
-        protocol="by problem",
-        rows=40,
-        wrong=10,
-        probe=measured("steps", 0.75),
-        baselines=(measured("mean_logprob", 0.625), measured("length", None)),
-        over_logprob=estimate(over),
-        stack=measured("all baselines", 0.75),
-        with_probe=measured("with the probe", 0.8),
-        adds=estimate(adds),
-    )
-
-
-def probe(auroc: float, *, on_steps: StepWorth | None = None) -> ProbeSummary:
-    """A saved probe beside one baseline and one control."""
-    held = HeldOut(
-        protocol="each topic left out in turn",
-        overall=measured("logistic_l2", auroc),
-        parts=(measured("negated", 0.5),),
-        baselines=(measured("TF-IDF of the text", 0.625),),
-        controls=(measured("random direction", 0.5),),
-    )
-    return ProbeSummary(
-        name="statements",
-        kind="logistic_l2",
-        layer=12,
-        position="last",
-        rows=576,
-        topics=("cities",),
-        source="by hand",
-        seed=0,
-        held_out=held,
-        on_steps=on_steps,
-        reliability=RELIABILITY,
-        created_at="2026-01-01T00:00:00+00:00",
-    )
-
-
-def keep(report: ProbeReport, *, weights: str = WEIGHTS) -> ProbeReport:
-    """Write a report where the app looks for it."""
-    report = report.model_copy(update={"model": {"name": "demo", "weights_sha256": weights}})
-    write_report(report_path(report.model), report)
-    return report
-
-
-def scored(weights: str = WEIGHTS) -> Trace:
-    """A run one step of which was scored, by the model of those weights."""
-    trace = samples.cot()
-    score = ProbeScore(
-        name="statements",
-        layer=12,
-        position="last",
-        step_id=trace.steps[1].id,
-        token=7,
-        probability=0.25,
-        low=0.125,
-        high=0.5,
-        baselines=ProbeBaselines(mean_logprob=-0.5),
-        flags=["position"],
-        replica={"weights_sha256": weights},
-    )
-    sentence = score.model_copy(update={"sentence": 0})
-    return trace.model_copy(update={"probes": [score.model_dump(mode="json"), sentence.model_dump(mode="json")]})
 
 
 def probes_page(**query: str) -> AppTest:
@@ -279,19 +115,7 @@ def test_a_probe_of_steps_is_compared_with_logprobs(store: Store, over: float, a
 
 
 def test_an_evaluation_is_drawn_whole(store: Store) -> None:
-    transfer = Transfer(
-        steps="the model's own", rows=40, wrong=10, by_operation={}, probes=(worth(over=0.1, adds=0.1),), baselines=()
-    )
-    located = Located(name="chance", overall=estimate(0.25), named=None, none=None)
-    task = FirstErrorTask(task="sums", chains=4, with_mistake=2, methods=(located,))
-    keep(
-        ProbeReport(
-            probes=(probe(0.75),),
-            statements=evaluation(),
-            steps=StepEvaluation(own=None, made_up=transfer),
-            mistakes=FirstErrors(protocol="by hand", tasks=(task,)),
-        )
-    )
+    keep(report())
     at = probes_page()
     # Held out, reliability; layers, kinds, polarity, reliability, topics; steps; first mistakes.
     assert len(at.get("vega_lite_chart")) == 9
@@ -335,26 +159,6 @@ def test_a_broken_report_is_passed_over(store: Store, tmp_path: Path) -> None:
     keep(ProbeReport(probes=(probe(0.75),)))
     (tmp_path / "probes" / "x.report.json").write_text("{")
     assert len(probes_page().selectbox[0].options) == 1
-
-
-def mapped(**changes: object) -> Trace:
-    """A run whose answer was read by probes of two layers."""
-    trace = samples.cot()
-    step = trace.steps[-1]
-    assert step.call_id is not None and step.completion is not None and step.start is not None and step.end is not None
-    count = step.end - step.start
-    own = LayerMap(
-        step_id=step.id,
-        call_id=step.call_id,
-        completion=step.completion,
-        start=step.start,
-        kind="logistic_l2",
-        layers=[0, 1],
-        values=[[0.5] * count, [-1.25] * count],
-        held_out=[0.5, 0.75],
-        protocol="by hand",
-    )
-    return trace.model_copy(update={"probes": [{**own.model_dump(mode="json"), **changes}]})
 
 
 def test_layers_by_token_are_drawn_with_what_each_layer_is_worth(store: Store) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pandas as pd
 import streamlit as st
 
@@ -130,7 +132,7 @@ def _layers(trace: Trace) -> None:
     maps = layer_maps(trace)
     if not maps:
         st.caption("Probes of all layers were not read at the tokens of this run yet. To read them for its answer:")
-        st.code(f"tracer probe map {payload.one_line(trace.id, limit=200)}", language=None)
+        st.code(f"tracer probe map {shlex.quote(trace.id)}", language=None)
         return
     selected = state.step_of(trace)
     order = list(maps)
@@ -226,7 +228,9 @@ def _evaluation(report: ProbeReport) -> None:
     st.header("What kinds of probes are worth on this model", divider="gray")
     if report.statements is None:
         st.info("Kinds of probes were not compared on this model yet: by layer, by topic, beside controls. To do so:")
-        st.code(f"tracer probe evaluate --model {report.model.get('name') or DEFAULT_MODEL}", language=None)
+        # The name may come from a file of somebody else's.
+        model = shlex.quote(str(report.model.get("name") or DEFAULT_MODEL))
+        st.code(f"tracer probe evaluate --model {model}", language=None)
     else:
         _statements(report.statements)
     if report.steps is not None:
