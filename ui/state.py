@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, tzinfo
+from pathlib import Path
 from typing import Literal, NoReturn, TypeVar, cast
 from urllib.parse import quote, unquote
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import streamlit as st
 
-from tracer.errors import TracerError
+from tracer.errors import InputError, TracerError
+from tracer.jobs import Job, Jobs
 from tracer.store import Store, TraceFilter, TraceSummary, default_location
 from tracer.token_texts import TokenTexts, token_texts
 from tracer.trace.trace import Step, Trace
@@ -34,7 +36,8 @@ CORRECT = "filter_correct"
 SEARCH = "filter_search"
 KINDS = "filter_kinds"
 BRANCH = "filter_branch"
-FILTERS = (AGENT, MODEL, STATUS, CORRECT, SEARCH)
+TASK = "filter_task"
+FILTERS = (AGENT, MODEL, STATUS, CORRECT, SEARCH, TASK)
 
 _RUNS_SHOWN = "runs_shown"
 _RUNS_OFFSET = "runs_offset"
@@ -120,13 +123,14 @@ def run_filter() -> TraceFilter:
         status=status if status in STATUSES else None,
         correct=_read(CORRECT, bool),
         text=(_read(SEARCH, str) or "").strip() or None,
+        about=(_read(TASK, str) or "").strip() or None,
     )
 
 
 def clear_filters() -> None:
     """Show all runs again, from the newest."""
     for key in FILTERS:
-        st.session_state[key] = "" if key == SEARCH else None
+        st.session_state[key] = "" if key in (SEARCH, TASK) else None
     set_runs_offset(0)
 
 
@@ -190,6 +194,110 @@ def _read(key: str, kind: type[_Value]) -> _Value | None:
 def _parameter(name: str) -> str | None:
     value = st.query_params.get(name)
     return value if value and len(value) <= ID_CHARACTERS and value.isprintable() else None
+
+
+JOB = "job"
+_JOB_STARTED = "job_started_"
+
+
+def jobs() -> Jobs:
+    """The jobs of the store that is shown, one object for all sessions."""
+    return _jobs(str(default_location()))
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _jobs(location: str) -> Jobs:
+    return Jobs.of_store(location)
+
+
+def job() -> Job | None:
+    """The job that the URL names, if there is one of that id."""
+    wanted = _parameter(JOB)
+    if wanted is None:
+        return None
+    try:
+        return jobs().get(wanted)
+    except InputError:
+        return None
+
+
+def select_job(job_id: str | None) -> None:
+    """Put a job in the URL, or take it out of it."""
+    if job_id is None:
+        st.query_params.pop(JOB, None)
+    else:
+        st.query_params[JOB] = job_id
+
+
+def started_job(key: str) -> str | None:
+    """The id of the job that the button of this key started last in this session."""
+    return _read(_JOB_STARTED + key, str)
+
+
+def set_started_job(key: str, job_id: str) -> None:
+    """Remember it, so that its end is shown where it was started."""
+    st.session_state[_JOB_STARTED + key] = job_id
+
+
+NEW_RUN_PAGE = "app_pages/new_run.py"
+SETTINGS_PAGE = "app_pages/settings.py"
+COMPARE_PAGE = "app_pages/compare.py"
+WITH = "with"
+_RUNS_SELECTED = "runs_selected"
+_RUN_CLICKED = "run_clicked"
+_RUNS_TO_DELETE = "runs_to_delete"
+
+
+def selected_runs() -> Sequence[str]:
+    """The ids of the runs that are ticked on the runs page."""
+    return cast(Sequence[str], st.session_state.get(_RUNS_SELECTED, ()))
+
+
+def select_runs(ids: Sequence[str]) -> None:
+    """Tick runs by their ids: their rows move while others are recorded."""
+    st.session_state[_RUNS_SELECTED] = tuple(ids)
+
+
+def click_run(trace_id: str) -> None:
+    """Remember the run that was clicked; a callback cannot leave the page."""
+    st.session_state[_RUN_CLICKED] = trace_id
+
+
+def clicked_run() -> str | None:
+    """The run that was clicked, once."""
+    clicked = st.session_state.pop(_RUN_CLICKED, None)
+    return clicked if isinstance(clicked, str) else None
+
+
+def runs_to_delete() -> Sequence[str]:
+    """The ids of the runs that a person is being asked about."""
+    return cast(Sequence[str], st.session_state.get(_RUNS_TO_DELETE, ()))
+
+
+def set_runs_to_delete(ids: Sequence[str]) -> None:
+    """Ask about deleting runs, or no longer."""
+    st.session_state[_RUNS_TO_DELETE] = tuple(ids)
+
+
+def compare_runs(first: str, second: str) -> NoReturn:
+    """Go to two runs side by side."""
+    st.switch_page(COMPARE_PAGE, query_params={RUN: first, WITH: second})
+
+
+def documents_folder() -> Path:
+    """Where documents that were dropped into the app are kept: beside the store, as its jobs are."""
+    folder = jobs().folder
+    return folder.with_name(folder.name.removesuffix(".jobs") + ".documents")
+
+
+def store_location() -> str:
+    """What `store` opens: a path, or a database URL that may hold a password and is not to be shown."""
+    return str(default_location())
+
+
+def has_job() -> bool:
+    """Whether the URL names a job."""
+    return JOB in st.query_params
 
 
 PART = "part"

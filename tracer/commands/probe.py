@@ -78,12 +78,10 @@ def train(
     first says little about the second.
     """
     from tracer.console import err, stages, stop_on_signal
-    from tracer.explain.probes.saved import probe_path
     from tracer.explain.probes.step_probe import PROBLEMS, TEST_PROBLEMS
     from tracer.explain.probes.tables import probe_tables
     from tracer.explain.probes.train import FACTS_PER_TOPIC, KIND
-    from tracer.explain.probes.workbench import PROBES, keep_report, report_on
-    from tracer.store.probe_reports import report_path
+    from tracer.explain.probes.workbench import PROBES, keep_probes
 
     names = _chosen(only, PROBES, "probe")
     if out_file is not None and len(names) > 1:
@@ -102,16 +100,17 @@ def train(
             test_problems=test_problems or TEST_PROBLEMS,
         )
         identity = bench.identity
-    for probe in probes:
-        path = out_file or probe_path(identity, probe.record.name)
-        probe.save(path)
+    if out_file is None:
+        paths = keep_probes(probes, identity)
+    else:
+        paths = [out_file]
+        probes[0].save(out_file)
+    for probe, path in zip(probes, paths, strict=True):
         if as_json:
             sys.stdout.write(json.dumps({**probe.record.model_dump(mode="json"), "file": str(path)}) + "\n")
             continue
         _print_tables(probe_tables(probe.record))
         err.print(f"wrote {path}", markup=False)
-    if out_file is None:
-        keep_report(report_path(identity), report_on(probes, identity))
 
 
 @probe_app.command("evaluate")

@@ -31,7 +31,7 @@ from tracer.explain.probes.unseen_steps import PROBLEMS as UNSEEN_PROBLEMS
 from tracer.explain.probes.unseen_steps import UnseenSteps, own_steps, read_unseen, unseen_chains, with_worth
 from tracer.explain.service import Progress, Stage
 from tracer.replay.model import Replica, identity_of
-from tracer.store.probe_reports import read_report, write_report
+from tracer.store.probe_reports import read_report, report_path, write_report
 from tracer.trace.probe_report import Evaluation, FirstErrors, ProbeReport, ProbeSummary, StepEvaluation
 
 ProbeName = Literal["statements", "steps"]
@@ -307,6 +307,19 @@ class Workbench:
 
     def _counted(self, stage: str) -> Callable[[int, int], None]:
         return lambda done, total: self._stage(stage, done, total)
+
+
+def keep_probes(probes: Sequence[SavedProbe], identity: Mapping[str, JsonValue]) -> list[Path]:
+    """Save a model's probes where `tracer explain` finds them, with a report on them for the app.
+
+    Raises:
+        StoreError: They cannot be written.
+    """
+    paths = [probe_path(identity, probe.record.name) for probe in probes]
+    for probe, path in zip(probes, paths, strict=True):
+        probe.save(path)
+    keep_report(report_path(identity), report_on(probes, identity))
+    return paths
 
 
 def keep_report(path: Path, found: ProbeReport) -> ProbeReport:
