@@ -407,8 +407,6 @@ def open_at(trace_id: str, name: str, value: str) -> NoReturn:
     st.switch_page(TRACE_PAGE, query_params={RUN: trace_id, name: value, **kept})
 
 
-WITH = "with"
-COMPARE_PAGE = "app_pages/compare.py"
 PROBES_PAGE = "app_pages/probes.py"
 _PAIRS_OFFSET = "pairs_offset"
 

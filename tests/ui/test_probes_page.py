@@ -127,7 +127,7 @@ def test_without_an_evaluation_it_says_how_to_get_one(store: Store) -> None:
     keep(ProbeReport(probes=(probe(0.75),)))
     at = probes_page()
     assert any("not compared" in item.value for item in at.info)
-    assert "tracer probe evaluate --model demo" in [item.value for item in at.code]
+    assert "Compare kinds of probes" in labels(at)
 
 
 def test_tables_hold_the_reports_numbers() -> None:
@@ -176,7 +176,15 @@ def test_layers_by_token_are_drawn_with_what_each_layer_is_worth(store: Store) -
 def test_without_a_map_it_says_how_to_get_one(store: Store) -> None:
     trace = scored()
     store.import_trace(trace)
-    assert f"tracer probe map {trace.id}" in [item.value for item in probes_page(run=trace.id).code]
+    assert "Read all layers" in labels(probes_page(run=trace.id))
+
+
+def test_a_step_that_was_not_read_can_be(store: Store) -> None:
+    trace = mapped()
+    store.import_trace(trace)
+    at = probes_page(run=trace.id, step=trace.steps[1].id)
+    assert any("selected step was not read" in item.value for item in at.caption)
+    assert "Read all layers" in labels(at)
 
 
 @pytest.mark.parametrize("changes", [{"start": 10_000}, {"call_id": "nothing"}, {"completion": 9}])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-
 import pandas as pd
 import streamlit as st
 
@@ -131,10 +129,13 @@ def _layers(trace: Trace) -> None:
     st.subheader("Layer by token")
     maps = layer_maps(trace)
     if not maps:
-        st.caption("Probes of all layers were not read at the tokens of this run yet. To read them for its answer:")
-        st.code(f"tracer probe map {shlex.quote(trace.id)}", language=None)
+        st.caption("Probes of all layers were not read at the tokens of this run yet.")
+        _map(trace, "answer")
         return
     selected = state.step_of(trace)
+    if selected is not None and selected.id not in maps and selected.call_id is not None:
+        st.caption("The selected step was not read; another one is shown.")
+        _map(trace, [selected.id])
     order = list(maps)
     numbers = {step.id: number for number, step in enumerate(trace.steps, 1)}
     chosen = st.selectbox(
@@ -172,6 +173,10 @@ def _layers(trace: Trace) -> None:
     elements.fact("Held out", payload.one_line(found.protocol, limit=300))
     with st.expander("Numbers of the map"):
         _numbers(frame)
+
+
+def _map(trace: Trace, steps: str | list[str]) -> None:
+    start_button("Read all layers", "probe_map", {"trace": trace.id, "steps": steps}, key="probes_map")
 
 
 def _probe(probe: ProbeSummary) -> None:
@@ -227,10 +232,11 @@ def _steps_worth(worth: StepWorth) -> None:
 def _evaluation(report: ProbeReport) -> None:
     st.header("What kinds of probes are worth on this model", divider="gray")
     if report.statements is None:
-        st.info("Kinds of probes were not compared on this model yet: by layer, by topic, beside controls. To do so:")
-        # The name may come from a file of somebody else's.
-        model = shlex.quote(str(report.model.get("name") or DEFAULT_MODEL))
-        st.code(f"tracer probe evaluate --model {model}", language=None)
+        st.info(
+            "Kinds of probes were not compared on this model yet: by layer, by topic, beside controls. It takes long."
+        )
+        parameters = {"model": str(report.model.get("name") or DEFAULT_MODEL)}
+        start_button("Compare kinds of probes", "probe_evaluate", parameters, key="probes_evaluate")
     else:
         _statements(report.statements)
     if report.steps is not None:
