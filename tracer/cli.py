@@ -16,6 +16,7 @@ from tracer.commands.at2 import at2_app
 from tracer.commands.cite import cite
 from tracer.commands.explain import explain, list_methods
 from tracer.commands.faithfulness import faithfulness
+from tracer.commands.layer_map import map_truth
 from tracer.commands.live import LiveScoring
 from tracer.commands.probe import probe_app
 from tracer.commands.serving import models_app, serve
@@ -271,6 +272,7 @@ app.command()(faithfulness)
 app.command()(serve)
 app.add_typer(at2_app, name="at2")
 app.add_typer(models_app, name="models")
+probe_app.command("map")(map_truth)
 app.add_typer(probe_app, name="probe")
 
 

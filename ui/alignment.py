@@ -61,7 +61,8 @@ def _pairs(left: Sequence[Step], right: Sequence[Step], a: int, b: int, *, level
         yield from (Pair(a + number, None, "left") for number in range(len(left)))
         yield from (Pair(None, b + number, "right") for number in range(len(right)))
         return
-    ours, theirs = ([_KEYS[level](step) for step in side] for side in (left, right))
+    key = _KEYS[level]
+    ours, theirs = ([key(step) for step in side] for side in (left, right))
     i = j = 0
     for start, other, size in (*_blocks(ours, theirs), (len(left), len(right), 0)):
         yield from _pairs(left[i:start], right[j:other], a + i, b + j, level=level + 1)

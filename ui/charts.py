@@ -23,11 +23,12 @@ SERIES: Mapping[Theme, tuple[str, ...]] = MappingProxyType(
         "dark": ("#6fb7e9", "#f0a35a", "#4fc9a4", "#dd9bdb", "#b0b0b0"),
     }
 )
+Drawn = alt.LayerChart | alt.FacetChart
 HEIGHT = 260
 _ROW = 30
 
 
-def heat_map(frame: pd.DataFrame, *, theme: Theme, low: float, high: float, form: str) -> alt.LayerChart:
+def heat_map(frame: pd.DataFrame, *, theme: Theme, low: float, high: float, form: str) -> Drawn:
     """A matrix with its numbers in it; purple below the middle of the scale, orange above.
 
     Args:
@@ -40,7 +41,7 @@ def heat_map(frame: pd.DataFrame, *, theme: Theme, low: float, high: float, form
     below, middle, above = palette.diverging(theme)
     rows, columns = _order(frame, "row"), _order(frame, "column")
     base = alt.Chart(frame).encode(
-        x=alt.X("column:N", sort=columns, title=None, axis=alt.Axis(labelAngle=-35, labelLimit=160, orient="top")),
+        x=alt.X("column:N", sort=columns, title=None, axis=alt.Axis(labelAngle=325, labelLimit=160, orient="top")),
         y=alt.Y("row:N", sort=rows, title=None, axis=alt.Axis(labelLimit=220)),
     )
     colour = alt.Color(
@@ -55,13 +56,42 @@ def heat_map(frame: pd.DataFrame, *, theme: Theme, low: float, high: float, form
         text=alt.Text("value:Q", format=form),
         color=alt.Color("strong:N", scale=alt.Scale(domain=[True, False], range=[strong, faint]), legend=None),
     )
-    chart: alt.LayerChart = alt.layer(cells, numbers).resolve_scale(color="independent")
+    chart: Drawn = alt.layer(cells, numbers).resolve_scale(color="independent")
     return chart.properties(height=_ROW * max(len(rows), 1) + 20)
 
 
-def lines(
-    frame: pd.DataFrame, *, theme: Theme, x: str, y: str, band: bool = False, rule: float | None = None
-) -> alt.LayerChart:
+def layer_token_map(frame: pd.DataFrame, *, theme: Theme, form: str) -> alt.Chart:
+    """Layers over tokens: purple where a layer's probe says false, orange where it says true; the deepest on top.
+
+    Args:
+        frame: Columns ``layer``, ``token``, which tells tokens apart and is drawn below them, and ``value``.
+        theme: The background.
+        form: How numbers are written, in d3's format; a constant.
+    """
+    below, middle, above = palette.diverging(theme)
+    columns = _order(frame, "token")
+    rows = sorted({int(layer) for layer in frame["layer"]}, reverse=True)
+    chart: alt.Chart = (
+        alt.Chart(frame)
+        .mark_rect()
+        .encode(
+            x=alt.X(
+                "token:N", sort=columns, title=None, axis=alt.Axis(labelAngle=270, labelLimit=110, labelOverlap=True)
+            ),
+            y=alt.Y("layer:O", sort=rows, title="layer"),
+            color=alt.Color(
+                "value:Q",
+                scale=alt.Scale(domain=[-2, 0, 2], range=[below, middle, above], clamp=True),
+                legend=alt.Legend(orient="right", title="says true"),
+            ),
+            tooltip=[alt.Tooltip("token:N"), alt.Tooltip("layer:O"), alt.Tooltip("value:Q", format=form)],
+        )
+        .properties(height=13 * max(len(rows), 8) + 90)
+    )
+    return chart
+
+
+def lines(frame: pd.DataFrame, *, theme: Theme, x: str, y: str, band: bool = False, rule: float | None = None) -> Drawn:
     """Lines with a dash and a mark for each series.
 
     Args:
@@ -93,11 +123,11 @@ def lines(
         layers.insert(0, base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q", title=y), y2=alt.Y2("high:Q")))
     if rule is not None:
         layers.append(_rule(rule, theme))
-    chart: alt.LayerChart = alt.layer(*layers)
+    chart: Drawn = alt.layer(*layers)
     return chart.properties(height=HEIGHT)
 
 
-def bars(frame: pd.DataFrame, *, theme: Theme, x: str, rule: float | None = None) -> alt.LayerChart:
+def bars(frame: pd.DataFrame, *, theme: Theme, x: str, rule: float | None = None) -> Drawn:
     """Bars to the right with their intervals, one a name.
 
     Args:
@@ -125,7 +155,7 @@ def bars(frame: pd.DataFrame, *, theme: Theme, x: str, rule: float | None = None
         layers.append(
             alt.Chart(pd.DataFrame({"at": [rule]})).mark_rule(strokeDash=[5, 4], color=_ink(theme)).encode(x="at:Q")
         )
-    chart: alt.LayerChart = alt.layer(*layers)
+    chart: Drawn = alt.layer(*layers)
     return chart.properties(height=24 * max(len(names), 1) + 30)
 
 
@@ -165,7 +195,7 @@ def scatter(frame: pd.DataFrame, *, theme: Theme, x: str, y: str) -> alt.Chart:
     return chart
 
 
-def reliability(frame: pd.DataFrame, *, theme: Theme, x: str, y: str) -> alt.LayerChart:
+def reliability(frame: pd.DataFrame, *, theme: Theme, x: str, y: str) -> Drawn:
     """A reliability curve: share that is true over the probability that was given, beside the diagonal.
 
     Args:
@@ -193,7 +223,7 @@ def reliability(frame: pd.DataFrame, *, theme: Theme, x: str, y: str) -> alt.Lay
         .mark_line(strokeDash=[5, 4], color=_ink(theme))
         .encode(x=alt.X("predicted:Q", title=x), y=alt.Y("share:Q", title=y))
     )
-    chart: alt.LayerChart = alt.layer(diagonal, ends, line, points)
+    chart: Drawn = alt.layer(diagonal, ends, line, points)
     return chart.properties(height=HEIGHT)
 
 

@@ -104,25 +104,24 @@ def mean_logprob(step: Step, call: Call | None) -> float | None:
 def common_probe(first: Trace, second: Trace) -> str | None:
     """A probe that scored both runs, or else one of them."""
     own, other = ([score.name for score in probe_scores(trace)] for trace in (first, second))
-    return next((name for name in own if name in other), (own or other or [None])[0])
+    return next((name for name in (*own, *other) if name in own and name in other), next(iter((*own, *other)), None))
 
 
 def steps_table(pairs: Sequence[Pair], first: Side, second: Side) -> pd.DataFrame:
     """One row a pair, with the columns ``COLUMNS``."""
     rows = []
     for pair in pairs:
-        place = pair.left if pair.left is not None else pair.right
-        side = first if pair.left is not None else second
-        assert place is not None
-        step = side.trace.steps[place]
+        steps = [
+            side.trace.steps[place] for side, place in ((first, pair.left), (second, pair.right)) if place is not None
+        ]
         left, right = first.cells(pair.left), second.cells(pair.right)
         rows.append(
             (
                 CHANGES[pair.change],
                 left[0],
                 right[0],
-                palette.kind_name(step.kind),
-                one_line(step.branch, limit=30),
+                palette.kind_name(steps[0].kind),
+                one_line(steps[0].branch, limit=30),
                 left[1],
                 right[1],
                 left[2],

@@ -2,12 +2,15 @@
 
 A method gives a row for each explained step and a column for each source; several sources can show the same step.
 Summed over them this is what ``trace.graph(influence=METHOD)`` calls ``influences``; here it stays a matrix, for the
-edges of a trace of a thousand steps are too many to be walked at every click.
+edges of a trace of a thousand steps are too many to be walked at every click. Parts of a prompt that show no step, such
+as an exemplar, are sources too: without them the strongest source of a step may be one that is not in the graph.
+
+Things are named by their place: the steps of a trace from 0, behind them the parts of its prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,16 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracer.trace.explanation import Explanation
-from tracer.trace.trace import Trace
+from ui.evidence import Evidence
 
 Floats = NDArray[np.float64]
 
 
 class Influence(NamedTuple):
-    """One step's influence on another."""
+    """The influence of one thing on a step."""
 
     source: int
-    """Place of the step that was read, from 0."""
+    """Place of what was read."""
     target: int
     """Place of the step that read it."""
     weight: float
@@ -35,13 +38,13 @@ class Influence(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Influences:
-    """Influences among the steps of one trace, by one method.
+    """Influences on the steps of one trace, by one method.
 
     Args:
         method: Its name.
         unit: What weights are in.
         signed: Whether weights below zero can occur.
-        sources: Places of the steps that were read, rising, ``(sources,)``.
+        sources: Places of what was read, rising, ``(sources,)``.
         targets: Places of the steps that are explained, ``(targets,)``.
         weights: ``(targets, sources)``.
         strengths: Absolute weights over the largest of the same row, ``(targets, sources)``.
@@ -56,17 +59,19 @@ class Influences:
     strengths: Floats
 
     @classmethod
-    def of(cls, trace: Trace, explanation: Explanation) -> Influences:
-        """Sum an explanation's values over the sources that show the same step.
+    def of(cls, evidence: Evidence, explanation: Explanation) -> Influences:
+        """Sum an explanation's values over the sources that show the same thing.
 
         Args:
-            trace: The trace; targets and sources that are no step of it are left out, as single tokens are.
+            evidence: What is known of the trace; targets that are no step of it are left out, as single tokens are,
+                and so are sources that say nothing, such as the chat template.
             explanation: What a method found.
         """
-        places = {step.id: place for place, step in enumerate(trace.steps)}
+        places = {step.id: place for place, step in enumerate(evidence.trace.steps)}
         rows = [row for row, target in enumerate(explanation.targets) if target in places]
-        columns = [column for column, source in enumerate(explanation.sources) if source.step_id in places]
-        shown = np.array([places[str(explanation.sources[column].step_id)] for column in columns], dtype=np.int64)
+        things = [_place(evidence.thing(source)[1], places) for source in explanation.sources]
+        columns = [column for column, place in enumerate(things) if place is not None]
+        shown = np.array([place for place in things if place is not None], dtype=np.int64)
         targets = np.array([places[explanation.targets[row]] for row in rows], dtype=np.int64)
         order = np.argsort(shown, kind="stable")
         sources, starts = np.unique(shown[order], return_index=True)
@@ -104,6 +109,11 @@ class Influences:
     def _largest(steps: NDArray[np.int64], strengths: Floats, minimum: float) -> dict[int, float]:
         shown = _shown(strengths, minimum)
         return dict(zip(steps[shown].tolist(), strengths[shown].tolist(), strict=True))
+
+
+def _place(name: str | int | None, places: Mapping[str, int]) -> int | None:
+    """Where a step, or a part of the prompt by its number from 1, stands among all things."""
+    return len(places) + name - 1 if isinstance(name, int) else places.get(name or "")
 
 
 def _shown(strengths: Floats, minimum: float) -> NDArray[np.bool_]:

@@ -1,4 +1,6 @@
-"""The steps around a step: what is within a few hops of it, over structural edges and influences.
+"""What is around a step: what is within a few hops of it, over structural edges and influences.
+
+Things are named by their place, as in `ui.influence`: the steps from 0, behind them the parts of the prompts.
 
 Nothing here looks at all pairs of steps: a hop asks each step that it reached for its own edges.
 """
@@ -23,7 +25,7 @@ INFLUENCES = "influences"
 
 
 class Relation(NamedTuple):
-    """An edge between two steps, given by their places from 0."""
+    """An edge between two things, given by their places."""
 
     source: int
     target: int

@@ -386,11 +386,11 @@ def minimum() -> float:
     return found if 0.0 <= found <= 1.0 else DEFAULT_MINIMUM
 
 
-def pins(trace: Trace) -> tuple[str, ...]:
-    """Ids of the pinned steps, those left out that the trace does not have."""
+def pins(steps: Iterable[Step]) -> tuple[str, ...]:
+    """Ids of the pinned steps, those left out that are not there."""
     given = st.query_params.get(PINS) or ""
     wanted = {unquote(part) for part in given[:_PIN_CHARACTERS].split(",") if part}
-    return tuple(step.id for step in trace.steps if step.id in wanted)
+    return tuple(step.id for step in steps if step.id in wanted)
 
 
 def set_pins(step_ids: Iterable[str]) -> None:
@@ -462,3 +462,28 @@ def _token_arrays(
     where: str, trace_id: str, key: str, sha256: str, _file: ArrayFile
 ) -> Mapping[str, NDArray[np.float32]]:
     return store().arrays.read(trace_id, key, _file)
+
+
+def open_at(trace_id: str, name: str, value: str) -> NoReturn:
+    """Go to a step, or to a part of the prompt, on the trace page; the method stays."""
+    kept = {METHOD: chosen} if (chosen := _parameter(METHOD)) is not None else {}
+    st.switch_page(TRACE_PAGE, query_params={RUN: trace_id, name: value, **kept})
+
+
+PROBES_PAGE = "app_pages/probes.py"
+_PAIRS_OFFSET = "pairs_offset"
+
+
+def other_id() -> str | None:
+    """The id of the run to compare with, if the URL has one; whether it exists is the store's to say."""
+    return _parameter(WITH)
+
+
+def pairs_offset() -> int:
+    """The number of compared steps before the first one on the page."""
+    return _read(_PAIRS_OFFSET, int) or 0
+
+
+def set_pairs_offset(offset: int) -> None:
+    """Turn to another page of compared steps."""
+    st.session_state[_PAIRS_OFFSET] = max(0, offset)

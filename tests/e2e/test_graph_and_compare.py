@@ -5,23 +5,41 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.e2e.conftest import SECONDS, Server, Watched, watch
-from tests.ui import explained, samples
+from tests.ui import explained, probed, samples
 
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=SECONDS * 1000)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def runs(server: Server) -> None:
+def probes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A report on the probes of one model, and one full of hostile text; the server is started after this."""
+    folder = tmp_path_factory.mktemp("probes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRACER_PROBES", str(folder))
+        probed.keep(probed.report())
+        probed.keep(probed.hostile(), weights="cd" * 32)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def runs(probes: None, server: Server) -> None:
     """Explained runs beside the plain ones."""
-    server.store.import_trace(explained.react().model_copy(update={"id": "explained"}))
-    server.store.import_trace(explained.chain(1000).model_copy(update={"id": "long-explained"}))
+    for trace, name in (
+        (explained.react(), "explained"),
+        (explained.judged(), "judged"),
+        (explained.chain(1000), "long-explained"),
+        (explained.hostile(), "hostile-explained"),
+        (probed.mapped().model_copy(update={"probes": probed.scored().probes + probed.mapped().probes}), "mapped"),
+    ):
+        server.store.import_trace(trace.model_copy(update={"id": name}))
 
 
 def node(page: Page, number: int) -> Locator:
@@ -66,15 +84,38 @@ def test_the_keyboard_alone_is_enough(server: Server, watched: Watched) -> None:
     page.wait_for_url(re.compile("/trace[?]"))
 
 
-def test_hostile_text_in_the_graph_loads_nothing(server: Server, watched: Watched) -> None:
+def drawn(page: Page, count: int) -> None:
+    """Wait until so many charts are drawn."""
+    expect(page.get_by_test_id("stVegaLiteChart").locator("canvas, svg.marks").nth(count - 1)).to_be_visible()
+
+
+def test_hostile_text_loads_nothing_on_any_of_these_pages(server: Server, watched: Watched) -> None:
+    """One run whose steps, methods, units, probes and model are called by every text of the corpus."""
     page = watched.page
-    for number, text in enumerate(samples.CORPUS):
-        open_graph(page, server, f"hostile-{number}")
-        assert text[:20] in page.locator(".graph .node .text").first.inner_html().replace("&lt;", "<").replace(
-            "&gt;", ">"
-        )
+    open_graph(page, server, "hostile-explained", "&hops=3&min=0")
+    shown = " ".join(page.locator(".graph .node .text").all_text_contents())
+    assert all(text[:20] in shown for text in samples.CORPUS)
+    page.goto(f"{server.url}/compare?run=hostile-explained&with=hostile-1")
+    drawn(page, 4)
+    page.goto(f"{server.url}/probes?run=hostile-explained")
+    expect(page.get_by_role("heading", name="What they say about this run")).to_be_visible()
+    page.get_by_role("combobox", name="Model").click()
+    page.get_by_role("option", name=re.compile("cdcdcdcd")).click()
+    drawn(page, 8)
+    page.wait_for_timeout(500)
     assert watched.remote == watched.refused == []
     assert page.locator('[src*="example.invalid"], [href*="example.invalid"]').count() == 0
+
+
+def test_two_runs_are_compared_by_hand(server: Server, watched: Watched) -> None:
+    page = watched.page
+    page.goto(f"{server.url}/compare?run=explained")
+    page.get_by_role("combobox", name="Second run").click()
+    page.get_by_role("option", name=re.compile("same question")).first.click()
+    page.wait_for_url(re.compile("with="))
+    expect(page.get_by_text("The steps of both runs are the same.")).to_be_visible()
+    drawn(page, 2)
+    assert watched.remote == watched.refused == []
 
 
 def test_a_long_trace_is_drawn_soon_and_sends_little(server: Server, watched: Watched) -> None:
@@ -112,6 +153,13 @@ def test_screenshots(server: Server, browser: Browser, shots: Path, theme: str) 
     page = watched.page
     open_graph(page, server, "explained", "&step=s6&hops=2")
     page.wait_for_timeout(1000)
-    page.screenshot(path=shots / f"graph-{theme}.png", full_page=True)
+    page.screenshot(path=shots / f"graph-{theme}.png")
+    # Streamlit scrolls inside the page, so that a long page needs a tall window.
+    page.set_viewport_size({"width": 1440, "height": 2300})
+    for name, query, charts in (("compare", "run=judged&with=explained", 4), ("probes", "run=mapped", 11)):
+        page.goto(f"{server.url}/{name}?{query}")
+        drawn(page, charts)
+        page.wait_for_timeout(1000)
+        page.screenshot(path=shots / f"{name}-{theme}.png")
     assert watched.remote == watched.refused == []
     page.context.close()

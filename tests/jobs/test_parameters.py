@@ -73,4 +73,5 @@ def test_parameters_survive_their_file() -> None:
 
 
 def test_only_jobs_that_load_a_model_of_their_own_wait() -> None:
-    assert {name for name, kind in KINDS.items() if kind.heavy} == {"explain", "cite", "faithfulness", "probe_train"}
+    heavy = {"explain", "cite", "faithfulness", "probe_train", "probe_evaluate", "probe_map"}
+    assert {name for name, kind in KINDS.items() if kind.heavy} == heavy

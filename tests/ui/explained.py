@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import JsonValue
 
 from tests.ui import samples
+from tracer.trace.probes import ProbeScore
 from tracer.trace.trace import AgentInfo, Edge, ModelInfo, Outcome, Step, Task, Trace
 
 METHOD = "grad_x_input"
@@ -46,9 +47,20 @@ def explanation(
 
 
 def measured(
-    targets: Mapping[str, float | None], *, better: bool, agreement: Mapping[str, float] | None = None
+    targets: Mapping[str, float | None],
+    *,
+    better: bool,
+    agreement: Mapping[str, float] | None = None,
+    curves: dict[str, JsonValue] | None = None,
 ) -> dict[str, JsonValue]:
-    """A faithfulness document with an LDS for each target and a rank correlation with each other method."""
+    """A faithfulness document.
+
+    Args:
+        targets: The LDS of each target.
+        better: Whether it is better than random.
+        agreement: Rank correlation with each other method.
+        curves: The same curves for each target, if they were kept.
+    """
     document: dict[str, JsonValue] = {
         "sources": 5,
         "top_k_drop": 1.5,
@@ -60,6 +72,7 @@ def measured(
         "random_gap": 0.1,
         "random_spread": 0.2,
         "passes": 30,
+        "curves": curves,
     }
     return {
         "targets": {target: {**document, "lds": lds} for target, lds in targets.items()},
@@ -120,4 +133,74 @@ def small(
             ],
             "edges": [Edge.model_validate({"source": a, "target": b, "kind": kind}) for a, b, kind in edges],
         }
+    )
+
+
+CURVES: dict[str, JsonValue] = {
+    "shares": [0.0, 0.5, 1.0],
+    "deletion": [-1.0, -4.0, -6.0],
+    "insertion": [-6.0, -2.0, -1.0],
+    "random_deletion": [-1.0, -2.0, -6.0],
+    "random_insertion": [-6.0, -3.0, -1.0],
+}
+
+
+def judged() -> Trace:
+    """A run with a method that is better than random, one that is not, and one that was not measured."""
+    trace = samples.react()
+    ids = [step.id for step in trace.steps]
+    rows = {ids[5]: {ids[0]: 0.5, ids[4]: 1.0}, ids[4]: {ids[0]: 0.5}}
+    good = measured({ids[5]: 0.8, ids[4]: 0.6}, better=True, agreement={"attention": 0.5}, curves=CURVES)
+    bad = measured({ids[5]: -0.2, ids[4]: None}, better=False, agreement={METHOD: 0.5})
+    documents = [
+        explanation(rows, method="attention", faithfulness=bad, key="b"),
+        {
+            **explanation(rows, faithfulness=good, key="c"),
+            "cost": {"seconds": 2.5, "forward_tokens": 300, "backward_passes": 4},
+        },
+        explanation(rows, method="alti", key="d"),
+    ]
+    return trace.model_copy(update={"explanations": documents})
+
+
+def hostile() -> Trace:
+    """A run each of whose steps, methods, units and probes is called by a text that would load something."""
+    texts = samples.CORPUS
+    trace = samples.hostile(texts[0], trace_id="hostile-explained")
+    steps = [
+        Step(id=f"s{number}{text}", kind="thought", text=text, branch=text, parents=[])
+        for number, text in enumerate(texts)
+    ]
+    ids = [step.id for step in steps]
+    rows = {target: dict.fromkeys(ids[:place], 1.0) for place, target in enumerate(ids) if place}
+    known = {other: 0.5 for other in texts}
+    documents = [
+        {
+            **explanation(rows, method=text, key=f"{number:x}"),
+            "unit": text,
+            "faithfulness": measured(
+                dict.fromkeys(ids[1:], 0.5), better=bool(number % 2), agreement=known, curves=CURVES
+            ),
+            "replica": {"weights_sha256": text},
+        }
+        for number, text in enumerate(texts)
+    ]
+    scores = [
+        ProbeScore(
+            name=text,
+            layer=1,
+            position=text,
+            step_id=ids[number],
+            text=text,
+            probability=0.5,
+            low=0.25,
+            high=0.75,
+            flags=[text],
+            held_out={"kind": text},
+        ).model_dump(mode="json")
+        for number, text in enumerate(texts)
+    ]
+    edges = [Edge(source=a, target=b, kind="next") for a, b in zip(ids, ids[1:], strict=False)]
+    return trace.model_copy(
+        update={"steps": steps, "edges": edges, "calls": [], "explanations": documents, "probes": scores}
     )

@@ -17,7 +17,7 @@ def run(*steps: tuple[str, str] | tuple[str, str, str]) -> Trace:
     return samples.long(1).model_copy(
         update={
             "steps": [
-                Step(id=f"s{number}", kind=step[0], text=step[1], branch=step[2] if len(step) > 2 else None)  # type: ignore[arg-type]
+                Step(id=f"s{number}", kind=step[0], text=step[1], branch=step[2] if len(step) > 2 else None)
                 for number, step in enumerate(steps)
             ]
         }
@@ -26,7 +26,7 @@ def run(*steps: tuple[str, str] | tuple[str, str, str]) -> Trace:
 
 def shown(left: Trace, right: Trace) -> list[tuple[int | None, int | None, str]]:
     """The pairs as plain tuples."""
-    return [tuple(pair) for pair in align(left, right)]
+    return [(pair.left, pair.right, pair.change) for pair in align(left, right)]
 
 
 def test_a_run_is_the_same_as_itself() -> None:

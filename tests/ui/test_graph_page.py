@@ -13,6 +13,8 @@ from tracer.trace.trace import Trace
 from ui import palette, state
 from ui.app_pages import graph as page
 from ui.components import graph
+from ui.evidence import Evidence
+from ui.influence import Influences
 from ui.neighbourhood import Structure, neighbourhood
 
 APP = Path(__file__).parents[2] / "ui" / "app.py"
@@ -34,9 +36,10 @@ def captions(at: AppTest) -> str:
 
 
 def edges(at: AppTest) -> list[tuple[int, int, str]]:
-    """The table of edges."""
+    """The table of edges, by the numbers of the steps."""
     table = at.dataframe[0].value
-    return list(zip(table["from"], table["to"], table["relation"], strict=True))
+    ends = ([int(name.split()[0]) for name in table[side]] for side in ("from", "to"))
+    return list(zip(*ends, table["relation"], strict=True))
 
 
 def test_without_a_run_it_says_where_they_are(store: Store) -> None:
@@ -56,12 +59,10 @@ def test_influences_have_weights_and_say_what_they_are_worth(store: Store) -> No
     trace = explained.react()
     store.import_trace(trace)
     at = graph_page(run=trace.id, step=trace.steps[5].id)
-    weights = {
-        row["from"]: row["weight"]
-        for _, row in at.dataframe[0].value.iterrows()
-        if row["relation"] == "influences" and row["to"] == 6
-    }
-    assert weights == {1: pytest.approx(0.25), 4: pytest.approx(-0.75), 5: pytest.approx(1.0)}
+    table = at.dataframe[0].value
+    read = table[(table["relation"] == "influences") & (table["to"] == "6 = answer")]
+    weights = dict(zip(read["from"], read["weight"], strict=True))
+    assert weights == pytest.approx({"1 ? question": 0.25, "4 ← observation": -0.75, "5 … thought": 1.0})
     assert "Better than random" in captions(at)
 
 
@@ -155,7 +156,12 @@ def test_what_is_left_out_is_counted(store: Store) -> None:
 def data_of(trace: Trace, centre: int, *, pins: tuple[int, ...] = ()) -> graph.GraphData:
     """What the browser gets for the structure around a step."""
     shown = neighbourhood(Structure.of(trace), None, centre, hops=3, direction="both", pins=pins)
-    return graph.graph_data(trace, shown, centre, unit="", pins=pins, theme="light")
+    return graph.graph_data(names_of(Evidence(trace)), shown, centre, unit="", pins=pins, theme="light")
+
+
+def names_of(evidence: Evidence) -> graph.Names:
+    """Names of a trace's steps and parts, the texts of these unknown."""
+    return graph.Names(evidence.trace.steps, evidence.parts, ["?" for _ in evidence.parts])
 
 
 def test_boxes_do_not_overlap() -> None:
@@ -177,8 +183,9 @@ def test_boxes_say_what_they_are_to_a_screen_reader() -> None:
 
 def test_the_data_of_fifty_steps_are_small() -> None:
     trace = explained.chain(60)
-    found = page._influences("x", trace, page.opened.explanations(trace)[explained.METHOD])
+    evidence = Evidence(trace)
+    found = Influences.of(evidence, evidence.explanation(explained.METHOD))
     shown = neighbourhood(Structure.of(trace), found, 30, hops=3, direction="both")
-    data = graph.graph_data(trace, shown, 30, unit="nats", pins=(), theme="dark")
+    data = graph.graph_data(names_of(evidence), shown, 30, unit="nats", pins=(), theme="dark")
     assert len(data["nodes"]) == 50
     assert len(str(data)) < 60_000

@@ -23,8 +23,8 @@ graphs = st.integers(1, NODES).flatmap(
 def test_no_two_nodes_overlap_and_edges_go_right(graph: tuple[int, list[tuple[int, int]]]) -> None:
     count, edges = graph
     places = layered(count, edges)
-    for a, b in itertools.combinations(places, 2):
-        assert a.layer != b.layer or abs(a.row - b.row) > 1 - 1e-9
+    for one, other in itertools.combinations(places, 2):
+        assert one.layer != other.layer or abs(one.row - other.row) > 1 - 1e-9
     for a, b in edges:
         if a != b:
             assert places[min(a, b)].layer < places[max(a, b)].layer

@@ -8,6 +8,7 @@ import pytest
 from tests.ui import explained, samples
 from tracer.trace.explanation import find_explanation
 from tracer.trace.trace import Trace
+from ui.evidence import Evidence
 from ui.influence import Influences
 from ui.neighbourhood import DIRECTIONS, Direction, Neighbourhood, Structure, neighbourhood
 
@@ -16,7 +17,7 @@ RUNS = {"react": explained.react, "chain": lambda: explained.chain(12), "tot": s
 
 def influences_of(trace: Trace) -> Influences | None:
     """Those of a trace's only explanation."""
-    return Influences.of(trace, find_explanation(trace, explained.METHOD)) if trace.explanations else None
+    return Influences.of(Evidence(trace), find_explanation(trace, explained.METHOD)) if trace.explanations else None
 
 
 def around(
@@ -136,3 +137,25 @@ def test_parents_are_edges_where_nothing_else_says_so() -> None:
 def test_kinds_between_the_same_steps_are_one_edge() -> None:
     trace = explained.small([("a", "b", "next"), ("a", "b", "selects")], steps="ab")
     assert [item.kinds for item in around(trace, 0).relations] == [("next", "selects")]
+
+
+def test_parts_of_the_prompt_are_sources_too() -> None:
+    """The strongest source of an answer can be an exemplar, which is no step."""
+    trace = samples.react()
+    call = trace.calls[-1]
+    exemplar = next(segment for segment in call.segments if segment.kind == "exemplar")
+    document = explained.explanation({trace.steps[-1].id: {trace.steps[0].id: 1.0}})
+    document["sources"] = [
+        {"id": "a", "kind": "question", "step_id": trace.steps[0].id},
+        {"id": "b", "kind": "exemplar", "call_id": call.id, "start": exemplar.start, "end": exemplar.end},
+        {"id": "c", "kind": "sink", "call_id": call.id, "start": 0, "end": 1},
+    ]
+    document["values"] = [[1.0, 4.0, 9.0]]
+    trace = trace.model_copy(update={"explanations": [document]})
+    evidence = Evidence(trace)
+    found = {item.source: item for item in around(trace, 5).relations if item.weight is not None}
+    parts = {place - len(trace.steps) for place in found if place >= len(trace.steps)}
+    assert [evidence.parts[part].kind for part in parts] == ["exemplar"]
+    assert found[0].strength == 0.25
+    readers = around(trace, max(found), direction="out")
+    assert readers.places == (5, max(found))

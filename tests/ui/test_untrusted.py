@@ -14,7 +14,7 @@ import pytest
 import streamlit as st
 
 UI = Path(__file__).parents[2] / "ui"
-SAFE = {"text", "code", "dataframe", "json"}
+SAFE = {"text", "code", "dataframe", "json", "altair_chart"}
 """Functions that show any text as it is; their ``help`` is markdown all the same."""
 ALL_ARGUMENTS = {
     "badge",
@@ -288,3 +288,112 @@ def test_components_are_made_of_files_alone() -> None:
         ]
         assert not calls or path.name == "mount.py", path
         assert not any(keyword.arg == "html" for call in calls for keyword in call.keywords), path
+
+
+CHART_FORBIDDEN = {
+    # An image or a link is fetched, or followed, wherever the data say.
+    "mark_image",
+    "Href",
+    "Url",
+    "UrlData",
+    "topo_feature",
+    # Raw specifications and expressions would be read as more than data.
+    "from_dict",
+    "from_json",
+    "expr",
+    "ExprRef",
+    "param",
+    "transform_calculate",
+    "transform_filter",
+    "transform_lookup",
+}
+DATA_ARGUMENTS: dict[str, set[int | str | None]] = {"Chart": {0}, "Scale": {"domain", "range"}, "layer": {0}}
+"""Where a chart is given data, or lists that it only compares with data."""
+
+
+def chart_problems(source: str) -> list[str]:
+    """What is wrong in the module that makes charts: names of fields, titles and formats must be constants.
+
+    Vega-Lite draws the values of a field as text; but a field's name can be a path or an aggregate, and a title, a
+    format or a condition can be an expression.
+    """
+    found: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and node.attr in CHART_FORBIDDEN:
+            found.append(f"{node.lineno}: {node.attr}")
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        name = node.func.attr
+        if {keyword.arg for keyword in node.keywords} & {"href", "url"}:
+            found.append(f"{node.lineno}: a link")
+        if ast.unparse(node.func.value) != "alt" or name == "layer":
+            continue
+        given: list[tuple[int | str | None, ast.expr]] = [
+            *enumerate(node.args),
+            *((keyword.arg, keyword.value) for keyword in node.keywords),
+        ]
+        for place, value in given:
+            if place not in DATA_ARGUMENTS.get(name, set()) and not chart_constant(value):
+                found.append(f"{node.lineno}: {name} is given {ast.unparse(value)}")
+    return found
+
+
+def chart_constant(node: ast.expr) -> bool:
+    """Whether an expression is a constant, a parameter that callers give a constant, or a part of a chart."""
+    match node:
+        case ast.Constant():
+            return True
+        case ast.Name(id=name):
+            return name in {"x", "y", "form", "domain", "own", "rows", "columns", "names", "groups", "whats", "kinds"}
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="alt"))) | ast.Call(func=ast.Name(id="_legend")):
+            return True
+        case ast.JoinedStr(values=values):
+            return all(
+                isinstance(value, ast.Constant)
+                or (isinstance(value, ast.FormattedValue) and ast.unparse(value.value) == "field")
+                for value in values
+            )
+        case _:
+            return False
+
+
+def test_charts_name_their_own_columns_only() -> None:
+    assert chart_problems((UI / "charts.py").read_text(encoding="utf-8")) == []
+    for path in UI.rglob("*.py"):
+        names = {name for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) for name in imported(node)}
+        assert path.name == "charts.py" or "altair" not in names, path
+
+
+def imported(node: ast.AST) -> set[str]:
+    """Packages that a statement imports."""
+    if isinstance(node, ast.Import):
+        return {alias.name.split(".")[0] for alias in node.names}
+    return {(node.module or "").split(".")[0]} if isinstance(node, ast.ImportFrom) else set()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "alt.X(trace.name)",
+        "alt.X('x:Q', title=trace.name)",
+        "alt.Chart(frame).mark_image()",
+        "alt.Chart(frame).encode(href='x')",
+        "alt.Chart(frame).transform_calculate(a=text)",
+        "alt.Tooltip('x', format=text)",
+        "alt.Chart.from_dict(document)",
+        "alt.Chart(frame, title=trace.name)",
+        "alt.Color(f'{name}:N')",
+    ],
+)
+def test_the_check_of_charts_sees_dangerous_lines(line: str) -> None:
+    assert chart_problems(line)
+
+
+@pytest.mark.parametrize("path", sorted((UI / "app_pages").glob("*.py")), ids=lambda path: path.name)
+def test_charts_are_given_constant_titles(path: Path) -> None:
+    """What a page hands to `ui.charts` beside a table and a theme is a constant."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("charts."):
+            for keyword in node.keywords:
+                numeric = isinstance(keyword.value, ast.UnaryOp) and isinstance(keyword.value.operand, ast.Constant)
+                assert keyword.arg == "theme" or numeric or harmless(keyword.value, path.name), ast.unparse(node)

@@ -197,6 +197,37 @@ class ProbeTrainParameters(Parameters):
     seed: int = 0
 
 
+class ProbeEvaluateParameters(Parameters):
+    """What truth probes are worth on a model; see `tracer.explain.probes.workbench`."""
+
+    heavy: ClassVar[bool] = True
+
+    model: str = "demo"
+    sections: list[Literal["statements", "steps"]] = Field(default=["statements", "steps"], min_length=1)
+    per_topic: int | None = Field(default=None, ge=4, le=1000)
+    """``None`` takes the usual number of facts of each topic."""
+    repeats: int = Field(default=5, ge=1, le=1000)
+    """Draws of training rows; the command line draws more."""
+    dtype: Dtype | None = None
+    """``None`` takes what is fast on this machine."""
+    seed: int = 0
+
+
+class ProbeMapParameters(Parameters):
+    """Truth by layer and token of a stored run; see `tracer.explain.probes.layer_map`."""
+
+    heavy: ClassVar[bool] = True
+
+    trace: str
+    steps: Literal["answer", "all"] | list[str] = "answer"
+    replica: str | None = None
+    """``None`` takes the model that the run names."""
+    dtype: Dtype | None = None
+    """``None`` takes what is fast on this machine."""
+    force: bool = False
+    seed: int = 0
+
+
 class ServeStartParameters(Parameters):
     """A vLLM that stays until it is stopped, or one that runs already."""
 
@@ -229,6 +260,8 @@ KINDS: Mapping[str, type[Parameters]] = MappingProxyType(
         "cite": CiteParameters,
         "faithfulness": FaithfulnessParameters,
         "probe_train": ProbeTrainParameters,
+        "probe_evaluate": ProbeEvaluateParameters,
+        "probe_map": ProbeMapParameters,
         "serve_start": ServeStartParameters,
         "serve_stop": ServeStopParameters,
         "fetch_model": FetchModelParameters,

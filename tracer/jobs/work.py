@@ -16,6 +16,8 @@ from tracer.jobs.parameters import (
     FaithfulnessParameters,
     FetchModelParameters,
     Parameters,
+    ProbeEvaluateParameters,
+    ProbeMapParameters,
     ProbeTrainParameters,
     RunParameters,
     ServeStartParameters,
@@ -76,6 +78,10 @@ def perform(parameters: Parameters, context: Context) -> None:
             _faithfulness(parameters, context)
         case ProbeTrainParameters():
             _probe_train(parameters, context)
+        case ProbeEvaluateParameters():
+            _probe_evaluate(parameters, context)
+        case ProbeMapParameters():
+            _probe_map(parameters, context)
         case ServeStartParameters():
             _serve_start(parameters, context)
         case ServeStopParameters():
@@ -214,6 +220,38 @@ def _probe_train(parameters: ProbeTrainParameters, context: Context) -> None:
     context.reporter.result(
         {"probes": [{**record, "file": str(file)} for record, file in zip(records, files, strict=True)]}
     )
+
+
+def _probe_evaluate(parameters: ProbeEvaluateParameters, context: Context) -> None:
+    with context.stop.interrupting():
+        from tracer.explain.probes.workbench import EVALUATED_PER_TOPIC, Sizes, Workbench, keep_report
+        from tracer.store.probe_reports import report_path
+    bench = Workbench(
+        parameters.model, dtype=parameters.dtype, seed=parameters.seed, progress=context.progress, cancel=context.cancel
+    )
+    sizes = Sizes(per_topic=parameters.per_topic or EVALUATED_PER_TOPIC, repeats=parameters.repeats)
+    found = bench.evaluate(parameters.sections, sizes=sizes)
+    path = report_path(bench.identity)
+    keep_report(path, found)
+    context.reporter.result({"file": str(path), "sections": list(parameters.sections)})
+
+
+def _probe_map(parameters: ProbeMapParameters, context: Context) -> None:
+    with Store() as store:
+        trace = store.load(parameters.trace)
+        context.reporter.concerns(trace.id)
+        with context.stop.interrupting():
+            from tracer.explain.probes.layer_map import map_trace
+            from tracer.explain.probes.workbench import Workbench
+        bench = Workbench(
+            parameters.replica or trace.model.name,
+            dtype=parameters.dtype,
+            seed=parameters.seed,
+            progress=context.progress,
+            cancel=context.cancel,
+        )
+        found = map_trace(trace, bench, steps=parameters.steps, store=store, force=parameters.force)
+    context.reporter.result({"steps": [own.step_id for own in found]})
 
 
 def _serve_start(parameters: ServeStartParameters, context: Context) -> None:

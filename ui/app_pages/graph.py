@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import pandas as pd
 import streamlit as st
 
+from tracer.store import TraceSummary
 from tracer.trace.explanation import Explanation
 from tracer.trace.faithfulness import faithfulness_of
 from tracer.trace.trace import Step, Trace
 from ui import elements, opened, palette, payload, state
+from ui.card import part_texts
 from ui.components import graph
 from ui.components.mount import event_value
+from ui.evidence import Evidence, Part
 from ui.influence import Influences
 from ui.jobs import start_button
 from ui.neighbourhood import DIRECTIONS, HOPS, Neighbourhood, Structure, neighbourhood
@@ -25,8 +28,8 @@ STRUCTURE_ONLY = "structure only"
 CONTROL = {name: f"graph_{name}" for name in (state.METHOD, state.HOPS, state.DIRECTION, state.MINIMUM)}
 DIRECTION_NAMES = {"in": "what it came from", "out": "what it led to", "both": "both"}
 COLUMNS = {
-    "from": st.column_config.NumberColumn("from #", width=50),
-    "to": st.column_config.NumberColumn("to #", width=45),
+    "from": st.column_config.TextColumn("from", width=105),
+    "to": st.column_config.TextColumn("to", width=105),
     "relation": st.column_config.TextColumn("relation", width=80),
     "weight": st.column_config.NumberColumn("weight", width=65, format="%+.3g"),
     "share": st.column_config.NumberColumn("strength", width=65, format="percent"),
@@ -43,24 +46,24 @@ def main() -> None:
 def _view() -> None:
     summary = opened.summary_or_stop()
     with elements.failures("This run cannot be shown."):
-        trace = state.load(summary)
+        evidence = state.evidence(summary)
+    trace = evidence.trace
     opened.headline(trace)
     if not trace.steps:
         st.info("This run has no steps yet.")
         return
-    asked = event_value(GRAPH, "open")
-    if isinstance(asked, str) and any(step.id == asked for step in trace.steps):
-        state.open_step(trace.id, asked)
-    selected = state.step_of(trace)
+    named = graph.Names(trace.steps, evidence.parts, part_texts(evidence, state.texts_of(trace)[0]))
+    asked = _thing(named, event_value(GRAPH, "open"))
+    if asked is not None:
+        _open(trace, asked)
+    selected: Step | Part | None = state.step_of(trace) or state.part_of(evidence.parts)
     if selected is None and state.has_step():
         st.warning("The link names a step that this run does not have; the last step is shown.")
     selected = selected or trace.steps[-1]
-    found = opened.explanations(trace)
-    explanation = _controls(found)
-    structure, influences = _edges(trace, explanation)
-    places = {step.id: place for place, step in enumerate(trace.steps)}
-    pins = {places[step_id] for step_id in state.pins(trace)}
-    centre = places[selected.id]
+    explanation = _controls(evidence)
+    structure, influences = _edges(summary, evidence, explanation)
+    pins = {place for place, step in enumerate(trace.steps) if step.id in state.pins(trace.steps)}
+    centre = named.place(selected)
     shown = neighbourhood(
         structure,
         influences,
@@ -70,26 +73,27 @@ def _view() -> None:
         minimum=state.minimum(),
         pins=pins,
     )
-    unit = explanation.unit if explanation is not None else ""
     left, right = st.columns([7, 3], gap="medium")
     with left:
         _said(shown)
-        data = graph.graph_data(trace, shown, centre, unit=unit, pins=pins, theme=state.theme())
-        graph.draw(data, key=GRAPH, on_select=_selected, on_pin=partial(_pinned, trace), on_open=_nothing)
-        if explanation is None:
-            _missing(trace, bool(found))
-        else:
+        unit = explanation.unit if explanation is not None else ""
+        data = graph.graph_data(named, shown, centre, unit=unit, pins=pins, theme=state.theme())
+        graph.draw(
+            data, key=GRAPH, on_select=partial(_selected, named), on_pin=partial(_pinned, named), on_open=_nothing
+        )
+        if explanation is not None:
             _trust(explanation, selected)
+        elif not evidence.methods:
+            _missing(trace)
     with right:
-        _card(trace, selected, centre, pinned=centre in pins)
-        _relations(shown, centre)
+        _card(named, trace, centre, pinned=centre in pins)
+        _relations(named, shown, centre)
 
 
-def _controls(found: dict[str, Explanation]) -> Explanation | None:
+def _controls(evidence: Evidence) -> Explanation | None:
     """The choices above the graph, all of which are in the URL; returns the chosen method's explanation."""
-    names = opened.best_first(found)
-    wanted = state.method()
-    chosen = wanted if wanted in (*names, STRUCTURE_ONLY) else names[0] if names else STRUCTURE_ONLY
+    names = evidence.methods
+    chosen = state.method((*names, STRUCTURE_ONLY)) or STRUCTURE_ONLY
     method, hops, direction, minimum = st.columns([3, 2, 3, 3], vertical_alignment="bottom")
     _choice(state.METHOD, chosen)
     method.selectbox(
@@ -118,7 +122,7 @@ def _controls(found: dict[str, Explanation]) -> Explanation | None:
         disabled=chosen == STRUCTURE_ONLY,
         help="Its absolute weight as a share of the strongest one on the same step.",
     )
-    return found.get(chosen)
+    return evidence.explanation(chosen) if chosen in names else None
 
 
 def _direction_name(direction: str) -> str:
@@ -135,12 +139,14 @@ def _put(name: str) -> None:
     state.put(name, f"{value:g}" if isinstance(value, float) else str(value))
 
 
-def _edges(trace: Trace, explanation: Explanation | None) -> tuple[Structure, Influences | None]:
-    version = f"{state.store().where} {trace.id} {trace.status} {len(trace.steps)} {len(trace.edges)}"
-    structure = _structure(version, trace)
+def _edges(
+    summary: TraceSummary, evidence: Evidence, explanation: Explanation | None
+) -> tuple[Structure, Influences | None]:
+    version = f"{state.store().where} {summary.id} {summary.status} {summary.updated_at.isoformat()}"
+    structure = _structure(version, evidence.trace)
     if explanation is None:
         return structure, None
-    return structure, _influences(f"{version} {explanation.key} {len(explanation.targets)}", trace, explanation)
+    return structure, _influences(f"{version} {explanation.method}", evidence, explanation)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
@@ -149,8 +155,8 @@ def _structure(version: str, _trace: Trace) -> Structure:
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
-def _influences(version: str, _trace: Trace, _explanation: Explanation) -> Influences:
-    return Influences.of(_trace, _explanation)
+def _influences(version: str, _evidence: Evidence, _explanation: Explanation) -> Influences:
+    return Influences.of(_evidence, _explanation)
 
 
 def _said(shown: Neighbourhood) -> None:
@@ -164,37 +170,47 @@ def _said(shown: Neighbourhood) -> None:
     )
 
 
-def _selected() -> None:
-    step_id = event_value(GRAPH, "select")
-    if isinstance(step_id, str):
-        state.select_step(step_id)
+def _thing(named: graph.Names, place: object) -> Step | Part | None:
+    """What a browser means by a place, if there is such a one."""
+    known = isinstance(place, int) and 0 <= place < len(named.steps) + len(named.parts)
+    return named.thing(place) if known and isinstance(place, int) else None
 
 
-def _pinned(trace: Trace, step_id: str | None = None) -> None:
+def _selected(named: graph.Names) -> None:
+    thing = _thing(named, event_value(GRAPH, "select"))
+    if isinstance(thing, Step):
+        state.select_step(thing.id)
+    elif thing is not None:
+        state.select_part(thing.number)
+
+
+def _pinned(named: graph.Names, step: Step | None = None) -> None:
     """Pin a step, or let it go if it was pinned."""
-    chosen = step_id if step_id is not None else event_value(GRAPH, "pin")
-    if not isinstance(chosen, str):
-        return
-    before = state.pins(trace)
-    state.set_pins(pin for pin in (*before, chosen) if pin != chosen or chosen not in before)
+    thing = step or _thing(named, event_value(GRAPH, "pin"))
+    if isinstance(thing, Step):
+        before = state.pins(named.steps)
+        state.set_pins(pin for pin in (*before, thing.id) if pin != thing.id or thing.id not in before)
 
 
 def _nothing() -> None:
-    """The step is opened while the page is drawn, where going to another page is allowed."""
+    """What is asked for is opened while the page is drawn, where going to another page is allowed."""
 
 
-def _missing(trace: Trace, explained: bool) -> None:
-    if explained:
-        return
+def _open(trace: Trace, thing: Step | Part) -> NoReturn:
+    name, value = (state.STEP, thing.id) if isinstance(thing, Step) else (state.PART, str(thing.number))
+    state.open_at(trace.id, name, value)
+
+
+def _missing(trace: Trace) -> None:
     st.info("Nothing says yet what the steps of this run read. Explain them to see influences as edges.")
     start_button("Explain all steps", "explain", {"trace": trace.id, "targets": "all"}, key="graph_explain")
 
 
-def _trust(explanation: Explanation, selected: Step) -> None:
+def _trust(explanation: Explanation, selected: Step | Part) -> None:
     """What the drawn weights are worth, in a sentence."""
     signed = "− lowers, + raises the target" if explanation.signed else "not signed"
     elements.fact("Weights", payload.one_line(f"{explanation.method}, {explanation.unit or 'no unit'}, {signed}"))
-    if selected.id not in explanation.targets:
+    if isinstance(selected, Step) and selected.id not in explanation.targets:
         st.caption("The selected step was not explained by this method, so no influence leads to it here.")
     known = faithfulness_of(explanation)
     if known is None:
@@ -210,22 +226,27 @@ def _trust(explanation: Explanation, selected: Step) -> None:
         )
 
 
-def _card(trace: Trace, step: Step, place: int, *, pinned: bool) -> None:
-    st.subheader(f"Step {place + 1:,d}: {palette.kind_name(step.kind)}")
+def _card(named: graph.Names, trace: Trace, place: int, *, pinned: bool) -> None:
+    thing = named.thing(place)
+    if isinstance(thing, Step):
+        st.subheader(f"Step {place + 1:,d}: {palette.kind_name(thing.kind)}")
+    else:
+        st.subheader(f"Prompt: {palette.source_name(thing.kind)}")
     open_it, pin = st.columns(2)
     if open_it.button("Open on the Trace page", key="graph_open", width="stretch"):
-        state.open_step(trace.id, step.id)
-    toggle: Callable[[], None] = partial(_pinned, trace, step.id)
-    pin.button("Unpin" if pinned else "Pin", key="graph_pin", on_click=toggle, width="stretch")
-    elements.long_text(step.text)
+        _open(trace, thing)
+    if isinstance(thing, Step):
+        toggle: Callable[[], None] = partial(_pinned, named, thing)
+        pin.button("Unpin" if pinned else "Pin", key="graph_pin", on_click=toggle, width="stretch")
+    elements.long_text(named.text(place))
 
 
-def _relations(shown: Neighbourhood, centre: int) -> None:
+def _relations(named: graph.Names, shown: Neighbourhood, centre: int) -> None:
     """The same as the graph as a table, for those who cannot see it and for exact numbers."""
-    rows: Sequence[tuple[int, int, str, float | None, float | None]] = [
+    rows = [
         (
-            item.source + 1,
-            item.target + 1,
+            named.short(item.source),
+            named.short(item.target),
             ", ".join(kind.replace("_", " ") for kind in item.kinds),
             item.weight,
             None if item.weight is None else item.strength,

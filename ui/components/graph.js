@@ -143,11 +143,11 @@ class View {
   opened(event) {
     const index = this.indexOf(event.target);
     clearTimeout(this.timer);
-    if (index !== null) this.place.send("open", this.data.nodes[index].id);
+    if (index !== null) this.place.send("open", this.data.nodes[index].place);
   }
 
   select(index) {
-    if (index !== this.data.centre) this.place.send("select", this.data.nodes[index].id);
+    if (index !== this.data.centre) this.place.send("select", this.data.nodes[index].place);
   }
 
   focused(event) {
@@ -179,9 +179,9 @@ class View {
     else if (event.key === "+" || event.key === "=") this.zoom(1.25);
     else if (event.key === "-") this.zoom(0.8);
     else if (event.key === "0") this.fit(LEAST_SCALE);
-    else if (event.key === "Enter" && index !== null) this.place.send("open", this.data.nodes[index].id);
+    else if (event.key === "Enter" && index !== null) this.place.send("open", this.data.nodes[index].place);
     else if (event.key === " " && index !== null) this.select(index);
-    else if (event.key.toLowerCase() === "p" && index !== null) this.place.send("pin", this.data.nodes[index].id);
+    else if (event.key.toLowerCase() === "p" && index !== null) this.place.send("pin", this.data.nodes[index].place);
     else return;
     event.preventDefault();
     event.stopPropagation();
@@ -242,9 +242,10 @@ class View {
   around(scale) {
     const { width, height } = this.size();
     const node = this.data.nodes[this.data.centre];
+    const box = this.world.getBBox();
     this.at = {
-      x: width / 2 - scale * (node.x + BOX.width / 2),
-      y: height / 2 - scale * (node.y + BOX.height / 2),
+      x: within(width / 2 - scale * (node.x + BOX.width / 2), -scale * box.x, width - scale * (box.x + box.width)),
+      y: within(height / 2 - scale * (node.y + BOX.height / 2), -scale * box.y, height - scale * (box.y + box.height)),
       scale,
     };
     this.move();
@@ -292,6 +293,13 @@ class View {
     const frame = this.canvas.getBoundingClientRect();
     this.zoom(Math.exp(-event.deltaY / 300), { x: event.clientX - frame.left, y: event.clientY - frame.top });
   }
+}
+
+// A shift that leaves no more of the frame empty than it must: between what shows the beginning and what shows the end.
+function within(shift, beginning, end) {
+  const margin = 30;
+  if (beginning < end) return (beginning + end) / 2;
+  return Math.min(beginning + margin, Math.max(end - margin, shift));
 }
 
 // From the right of one box to the left of the other; what skips columns bulges, influence above and structure below,

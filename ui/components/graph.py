@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import TypedDict
 
-from tracer.trace.trace import Step, Trace
+from tracer.trace.trace import Step
 from ui import palette
 from ui.components.mount import component, mount
-from ui.layered import layered
+from ui.evidence import Part
+from ui.layered import Place, layered
 from ui.neighbourhood import Neighbourhood, Relation
-from ui.palette import Theme
+from ui.palette import Look, Theme
 from ui.payload import one_line
 
 BOX_WIDTH, BOX_HEIGHT = 184, 48
@@ -24,10 +26,53 @@ LABELLED_EDGES = 40
 _RENDER = component("graph")
 
 
-class NodeData(TypedDict):
-    """A step's box."""
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What places stand for.
 
-    id: str
+    Args:
+        steps: The steps of the trace.
+        parts: The parts of its prompts that show no step.
+        part_texts: What these say.
+    """
+
+    steps: Sequence[Step]
+    parts: Sequence[Part]
+    part_texts: Sequence[str]
+
+    def thing(self, place: int) -> Step | Part:
+        """The step or part itself."""
+        return self.steps[place] if place < len(self.steps) else self.parts[place - len(self.steps)]
+
+    def place(self, thing: Step | Part) -> int:
+        """Where a step or part of this trace stands."""
+        if isinstance(thing, Part):
+            return len(self.steps) + thing.number - 1
+        return next(place for place, step in enumerate(self.steps) if step.id == thing.id)
+
+    def text(self, place: int) -> str:
+        """What it says."""
+        return self.steps[place].text if place < len(self.steps) else self.part_texts[place - len(self.steps)]
+
+    def look(self, place: int) -> Look:
+        """How its kind is shown."""
+        return palette.source_look(self.thing(place).kind)
+
+    def short(self, place: int) -> str:
+        """Number and kind of a step, or the kind of a part."""
+        return f"{place + 1} {self.look(place).name}" if place < len(self.steps) else self.look(place).name
+
+    def name(self, place: int) -> str:
+        """The same in words, with the number of a part."""
+        if place < len(self.steps):
+            return f"Step {place + 1}, {self.look(place).label}"
+        return f"Prompt part {place - len(self.steps) + 1}, {self.look(place).label}"
+
+
+class NodeData(TypedDict):
+    """A box."""
+
+    place: int
     title: str
     text: str
     label: str
@@ -60,30 +105,25 @@ class GraphData(TypedDict):
 
 
 def graph_data(
-    trace: Trace, shown: Neighbourhood, centre: int, *, unit: str, pins: Collection[int], theme: Theme
+    named: Names, shown: Neighbourhood, centre: int, *, unit: str, pins: Collection[int], theme: Theme
 ) -> GraphData:
     """What the browser needs for one neighbourhood; a few kilobytes.
 
     Args:
-        trace: The trace.
-        shown: Which of its steps and edges.
-        centre: Place of the selected step, from 0.
+        named: What the places stand for.
+        shown: What is drawn.
+        centre: Place of what is selected.
         unit: What influences are measured in.
         pins: Places of pinned steps.
         theme: The background that colours are chosen for.
     """
-    index = {place: number for number, place in enumerate(shown.places)}
+    # Parts of a prompt came before every step.
+    order = sorted(shown.places, key=lambda place: (place < len(named.steps), place))
+    index = {place: number for number, place in enumerate(order)}
     ends = [(index[item.source], index[item.target]) for item in shown.relations]
     at = layered(len(index), ends)
     nodes = [
-        _node(
-            trace.steps[place],
-            place,
-            hops=shown.hops.get(place),
-            pinned=place in pins,
-            at=(at[number].layer, at[number].row),
-            theme=theme,
-        )
+        _node(named, place, hops=shown.hops.get(place), pinned=place in pins, at=at[number], theme=theme)
         for place, number in index.items()
     ]
     edges = [
@@ -92,7 +132,7 @@ def graph_data(
             target=target,
             weight=item.weight,
             strength=round(item.strength, 3),
-            label=f"{item.source + 1} → {item.target + 1}: {describe(item, unit)}",
+            label=f"{named.name(item.source)} → {named.name(item.target)}: {describe(item, unit)}",
             shown=_shown(item, len(ends)),
         )
         for item, (source, target) in zip(shown.relations, ends, strict=True)
@@ -121,38 +161,38 @@ def draw(
     on_pin: Callable[[], None],
     on_open: Callable[[], None],
 ) -> None:
-    """Draw the graph; a callback finds the step's id in the session's state under the key.
+    """Draw the graph; callbacks find the place of what was meant by `ui.components.mount.event_value`.
 
     Args:
         data: From `graph_data`.
         key: Of the component.
-        on_select: A step was clicked; its id is ``select``.
+        on_select: Something was clicked; ``select``.
         on_pin: It shall be pinned, or no longer; ``pin``.
-        on_open: It was clicked twice, or opened by Enter; ``open``.
+        on_open: It was clicked twice, or Enter was pressed; ``open``.
     """
     mount(_RENDER, data, key=key, on_event={"select": on_select, "pin": on_pin, "open": on_open})
 
 
-def _node(step: Step, place: int, *, hops: int | None, pinned: bool, at: tuple[int, float], theme: Theme) -> NodeData:
-    look = palette.look(step.kind)
-    column, row = at
-    title = [f"{place + 1}", look.name]
-    if step.branch is not None:
+def _node(named: Names, place: int, *, hops: int | None, pinned: bool, at: Place, theme: Theme) -> NodeData:
+    thing, text = named.thing(place), named.text(place)
+    step = thing if isinstance(thing, Step) else None
+    title = [named.short(place)]
+    if step is not None and step.branch is not None:
         title.append(f"({one_line(step.branch, limit=8)})")
     if pinned:
         title.append("◆")
     away = {None: "pinned", 0: "selected", 1: "1 hop away"}.get(hops, f"{hops} hops away")
-    pruned = ", pruned" if step.pruned else ""
+    pruned = step is not None and step.pruned
     return NodeData(
-        id=step.id,
+        place=place,
         title=" ".join(title),
-        text=one_line(step.text, limit=TEXT_CHARACTERS),
-        label=f"Step {place + 1}, {look.label}{pruned}, {away}: {one_line(step.text, limit=LABEL_CHARACTERS)}",
-        x=column * COLUMN,
-        y=round(row * ROW, 1),
-        column=column,
-        colour=look.colour(theme),
-        pruned=step.pruned,
+        text=one_line(text, limit=TEXT_CHARACTERS),
+        label=f"{named.name(place)}{', pruned' if pruned else ''}, {away}: {one_line(text, limit=LABEL_CHARACTERS)}",
+        x=at.layer * COLUMN,
+        y=round(at.row * ROW, 1),
+        column=at.layer,
+        colour=named.look(place).colour(theme),
+        pruned=pruned,
     )
 
 
