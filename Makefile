@@ -26,7 +26,7 @@ ui: setup
 test: setup
 	@$(PYTHON) .ci/setup.py tests
 	@$(BIN)/tracer models fetch demo >/dev/null
-	@$(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 check: setup format lint types test
 

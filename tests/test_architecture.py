@@ -28,11 +28,12 @@ ALLOWED = {
     "token_texts": {"trace", "engines"},
     "demo": {"trace", "engines", "agents", "store", "tasks", "console"},
     "commands": {"trace", "engines", "store", "console", "explain", "replay"},
+    "jobs": {"trace", "engines", "store", "agents", "explain", "console"},
     "cli": {"trace", "engines", "agents", "store", "export", "commands", "console", "demo", "doctor", "ui"},
 }
 
 # What the app may import, all of it light.
-PUBLIC = ("trace", "store", "errors", "token_texts")
+PUBLIC = ("trace", "store", "errors", "jobs", "doctor", "token_texts")
 LIGHT = {"tracer.explain.methods"}
 
 
@@ -84,7 +85,9 @@ def test_public_names_are_sorted_and_there() -> None:
         tracer.nothing  # noqa: B018
 
 
-@pytest.mark.parametrize("statement", ["import tracer", "import tracer.cli", "from tracer import Trace, Store, record"])
+@pytest.mark.parametrize(
+    "statement", ["import tracer", "import tracer.cli", "import tracer.jobs", "from tracer import Trace, Store, record"]
+)
 def test_imports_are_light(statement: str) -> None:
     heavy = ["torch", "transformers", "langchain", "langchain_core", "streamlit", "vllm"]
     code = f"{statement}\nimport sys\nprint([name for name in {heavy} if name in sys.modules])"

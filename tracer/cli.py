@@ -16,9 +16,19 @@ from tracer.commands.at2 import at2_app
 from tracer.commands.cite import cite
 from tracer.commands.explain import explain, list_methods
 from tracer.commands.faithfulness import faithfulness
+from tracer.commands.live import LiveScoring
 from tracer.commands.probe import probe_app
 from tracer.commands.serving import models_app, serve
-from tracer.commands.shared import DtypeOption, EngineOption, ModelOption, StoreOption, connected, open_store, save
+from tracer.commands.shared import (
+    DtypeOption,
+    EngineOption,
+    ModelOption,
+    StoreOption,
+    connected,
+    names_of,
+    open_store,
+    save,
+)
 from tracer.errors import CancelledError, InputError, TracerError
 
 if TYPE_CHECKING:
@@ -84,6 +94,14 @@ def run(
     max_tokens: Annotated[int | None, typer.Option(help="Tokens of one reply.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="react: rounds of thought and action.")] = None,
     token_budget: Annotated[int | None, typer.Option(help="Tokens that the whole run may write.")] = None,
+    probes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="truth|FILE",
+            help="Score the steps while the agent runs, from the served model's own hidden states; needs a server that "
+            "was started with `tracer serve --lens`.",
+        ),
+    ] = None,
     out_file: Annotated[Path | None, typer.Option("--out", help="Write the trace here as well.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the trace as JSON and nothing else.")] = False,
     store: StoreOption = None,
@@ -123,19 +141,21 @@ def run(
     with open_store(store) as runs, connected(engine, model, dtype, quiet=as_json) as runner:
         solver: Agent = build_agent(runner, options)
         view = RunView(quiet=as_json)
+        scoring = None if probes is None else LiveScoring(runner, names_of(probes), quiet=as_json)
         with stop_on_signal() as cancel, view:
-            trace = _run_agent(
-                lambda: solver.run(
+
+            def work() -> Trace:
+                return solver.run(
                     question,
                     documents=documents,
                     reference=reference,
                     store=runs,
-                    on_event=view.on_event,
+                    on_event=view.on_event if scoring is None else scoring.after(view.on_event),
                     on_tokens=view.on_tokens if view.wants_tokens else None,
                     cancel=cancel,
-                ),
-                out_file,
-            )
+                )
+
+            trace = _run_agent(work if scoring is None else lambda: scoring.around(work, runs), out_file)
     if as_json:
         sys.stdout.write(trace.to_json() + "\n")
     else:

@@ -25,6 +25,60 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
+class Server(NamedTuple):
+    """A vLLM that tracer started and that lives."""
+
+    id: str
+    url: str
+    model: str
+    dtype: str
+    context: int
+    """Tokens of a prompt and its completion together."""
+    health: str
+    """``ready``, ``starting`` or ``not answering``."""
+    log: str
+    """Where it writes."""
+
+
+class Weights(NamedTuple):
+    """A model on this machine, or the demo model."""
+
+    name: str
+    source: str
+    size_bytes: int
+    """On disk; 0 while it is not fetched."""
+    fetched: bool
+
+
+def servers() -> list[Server]:
+    """Living servers, oldest first.
+
+    Raises:
+        EngineUnavailableError: The folder of their state cannot be used.
+    """
+    from tracer.engines.server_state import status
+
+    return [
+        Server(
+            item.state.id,
+            item.state.url,
+            item.state.model,
+            item.state.dtype,
+            item.state.max_model_len,
+            item.health,
+            str(item.state.log),
+        )
+        for item in status()
+    ]
+
+
+def models() -> list[Weights]:
+    """Models on this machine, and the demo model."""
+    from tracer.engines.models import list_models
+
+    return [Weights(entry.name, entry.source, entry.size_bytes, entry.fetched) for entry in list_models()]
+
+
 def examine(store: str | None = None) -> list[Finding]:
     """Examine this installation.
 
@@ -89,12 +143,10 @@ def _vllm() -> Finding:
 
 
 def _server() -> Finding:
-    from tracer.engines.server_state import status
-
-    found = status()
+    found = servers()
     if not found:
         return Finding("server", "ok", "none running; `tracer serve` or any run starts one")
-    return Finding("server", "ok", "; ".join(f"{item.state.url} {item.state.model} {item.health}" for item in found))
+    return Finding("server", "ok", "; ".join(f"{item.url} {item.model} {item.health}" for item in found))
 
 
 def _model() -> Finding:

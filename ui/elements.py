@@ -54,3 +54,22 @@ def clicked_row(event: Mapping[str, Any], *, before: int | None = None) -> int |
     if cells and cells[0][0] != before:
         return cells[0][0]
     return rows[0] if rows else before
+
+
+def whole_number(label: str, key: str, *, value: int | None = None) -> int | None:
+    """A number of at least 1, or nothing for the default of whatever it is given to."""
+    return st.number_input(
+        label,
+        min_value=1,
+        max_value=100_000,
+        value=value,
+        step=1,
+        key=key,
+        placeholder="the default",
+        persist_state="session",
+    )
+
+
+def choice(label: str, options: Sequence[str], key: str, *, index: int | None = 0) -> str | None:
+    """One of a few words; without an index, nothing for the default."""
+    return st.selectbox(label, options, index=index, key=key, placeholder="the default", persist_state="session")

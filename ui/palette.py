@@ -111,6 +111,49 @@ def colours_of(names: Mapping[str, Look], theme: Theme) -> dict[str, str]:
     return {shown.name: shown.colour(theme) for shown in (*names.values(), OTHER)}
 
 
+_JOBS = {
+    "run": "Run of an agent",
+    "explain": "Explanation",
+    "cite": "Citations",
+    "faithfulness": "Faithfulness of methods",
+    "probe_train": "Training of a truth probe",
+    "serve_start": "Start of vLLM",
+    "serve_stop": "Stop of vLLM",
+    "fetch_model": "Fetching a model",
+}
+_JOB_STATUS = {
+    "queued": "waiting",
+    "running": "at work",
+    "completed": "done",
+    "failed": "! failed",
+    "cancelled": "cancelled",
+    "interrupted": "! interrupted",
+}
+_JOB_SENTENCES = {
+    "queued": "This job waits for its turn.",
+    "running": "This job is at work.",
+    "completed": "This job is done.",
+    "failed": "This job failed.",
+    "cancelled": "This job was stopped by a person; what was finished is kept.",
+    "interrupted": "The process of this job died; what was finished is kept.",
+}
+
+
+def job_name(kind: str) -> str:
+    """What a kind of job does, in words."""
+    return _JOBS.get(kind, OTHER.label)
+
+
+def job_status_name(status: str) -> str:
+    """How a job is, in a word with a cue."""
+    return _JOB_STATUS.get(status, OTHER.label)
+
+
+def job_sentence(status: str) -> str:
+    """How a job is, in a sentence."""
+    return _JOB_SENTENCES.get(status, "This job has a status that this version does not know.")
+
+
 class Scale(NamedTuple):
     """Colours of signed scores: orange raises, purple lowers; a sign is shown beside them always."""
 
@@ -161,3 +204,11 @@ def source_look(kind: str) -> Look:
 def source_name(kind: str) -> str:
     """Cue and label of a source."""
     return source_look(kind).name
+
+
+_NOTHING: Mapping[Theme, str] = MappingProxyType({"light": "#f0ede6", "dark": "#2c2a27"})
+
+
+def diverging(theme: Theme) -> tuple[str, str, str]:
+    """The scale from purple (lowers) over a colour that says nothing to orange (raises)."""
+    return SCALES[theme].lowers, _NOTHING[theme], SCALES[theme].raises

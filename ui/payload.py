@@ -16,7 +16,20 @@ from ui import palette
 
 LINE_CHARACTERS = 240
 TEXT_CHARACTERS = 20_000
-RUN_COLUMNS = ("when", "agent", "model", "question", "status", "answer", "correct", "steps", "tokens", "seconds")
+RUN_COLUMNS = (
+    "when",
+    "agent",
+    "model",
+    "question",
+    "status",
+    "answer",
+    "correct",
+    "steps",
+    "tokens",
+    "seconds",
+    "methods",
+    "explained",
+)
 STEP_COLUMNS = ("step", "kind", "branch", "pruned", "score", "text", "error")
 ALWAYS_SHOWN = ("step", "kind", "text")
 
@@ -53,7 +66,7 @@ def local_time(moment: datetime, zone: tzinfo) -> str:
 
 
 def runs_table(summaries: Iterable[TraceSummary], zone: tzinfo) -> pd.DataFrame:
-    """One row a run, with the columns ``RUN_COLUMNS``; seconds as numbers."""
+    """One row a run, with the columns ``RUN_COLUMNS``; ``seconds`` of the run, ``explained`` of its explanations."""
     rows = [
         (
             local_time(run.created_at, zone),
@@ -66,10 +79,17 @@ def runs_table(summaries: Iterable[TraceSummary], zone: tzinfo) -> pd.DataFrame:
             run.steps,
             run.prompt_tokens + run.completion_tokens,
             run.seconds,
+            found_out(run),
+            run.explained_seconds,
         )
         for run in summaries
     ]
-    return pd.DataFrame(rows, columns=list(RUN_COLUMNS)).astype({"seconds": "float64"})
+    return pd.DataFrame(rows, columns=list(RUN_COLUMNS)).astype({"seconds": "float64", "explained": "float64"})
+
+
+def found_out(run: TraceSummary) -> str:
+    """What was computed for a run: methods of explanation, then probes."""
+    return one_line(", ".join([*run.methods, *(f"probe {name}" for name in run.probes)]))
 
 
 def steps_table(numbered: Sequence[tuple[int, Step]]) -> pd.DataFrame:

@@ -5,20 +5,24 @@ A link to a step is ``/trace?run=ID&step=STEP``. Both parameters come from outsi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, tzinfo
+from pathlib import Path
 from typing import Literal, NoReturn, TypeVar, cast
+from urllib.parse import quote, unquote
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
-from tracer.errors import TracerError
+from tracer.errors import InputError, TracerError
+from tracer.jobs import Job, Jobs
 from tracer.store import Store, TraceFilter, TraceSummary, default_location
 from tracer.token_texts import TokenTexts, token_texts
 from tracer.trace.explanation import ArrayFile
 from tracer.trace.trace import Step, Trace
+from ui import neighbourhood
 from ui.evidence import Evidence, Part
 from ui.palette import AGENTS, STATUSES, Theme
 
@@ -35,7 +39,8 @@ CORRECT = "filter_correct"
 SEARCH = "filter_search"
 KINDS = "filter_kinds"
 BRANCH = "filter_branch"
-FILTERS = (AGENT, MODEL, STATUS, CORRECT, SEARCH)
+TASK = "filter_task"
+FILTERS = (AGENT, MODEL, STATUS, CORRECT, SEARCH, TASK)
 
 _RUNS_SHOWN = "runs_shown"
 _RUNS_OFFSET = "runs_offset"
@@ -123,13 +128,14 @@ def run_filter() -> TraceFilter:
         status=status if status in STATUSES else None,
         correct=_read(CORRECT, bool),
         text=(_read(SEARCH, str) or "").strip() or None,
+        about=(_read(TASK, str) or "").strip() or None,
     )
 
 
 def clear_filters() -> None:
     """Show all runs again, from the newest."""
     for key in FILTERS:
-        st.session_state[key] = "" if key == SEARCH else None
+        st.session_state[key] = "" if key in (SEARCH, TASK) else None
     set_runs_offset(0)
 
 
@@ -195,6 +201,110 @@ def _parameter(name: str) -> str | None:
     return value if value and len(value) <= ID_CHARACTERS and value.isprintable() else None
 
 
+JOB = "job"
+_JOB_STARTED = "job_started_"
+
+
+def jobs() -> Jobs:
+    """The jobs of the store that is shown, one object for all sessions."""
+    return _jobs(str(default_location()))
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _jobs(location: str) -> Jobs:
+    return Jobs.of_store(location)
+
+
+def job() -> Job | None:
+    """The job that the URL names, if there is one of that id."""
+    wanted = _parameter(JOB)
+    if wanted is None:
+        return None
+    try:
+        return jobs().get(wanted)
+    except InputError:
+        return None
+
+
+def select_job(job_id: str | None) -> None:
+    """Put a job in the URL, or take it out of it."""
+    if job_id is None:
+        st.query_params.pop(JOB, None)
+    else:
+        st.query_params[JOB] = job_id
+
+
+def started_job(key: str) -> str | None:
+    """The id of the job that the button of this key started last in this session."""
+    return _read(_JOB_STARTED + key, str)
+
+
+def set_started_job(key: str, job_id: str) -> None:
+    """Remember it, so that its end is shown where it was started."""
+    st.session_state[_JOB_STARTED + key] = job_id
+
+
+NEW_RUN_PAGE = "app_pages/new_run.py"
+SETTINGS_PAGE = "app_pages/settings.py"
+COMPARE_PAGE = "app_pages/compare.py"
+WITH = "with"
+_RUNS_SELECTED = "runs_selected"
+_RUN_CLICKED = "run_clicked"
+_RUNS_TO_DELETE = "runs_to_delete"
+
+
+def selected_runs() -> Sequence[str]:
+    """The ids of the runs that are ticked on the runs page."""
+    return cast(Sequence[str], st.session_state.get(_RUNS_SELECTED, ()))
+
+
+def select_runs(ids: Sequence[str]) -> None:
+    """Tick runs by their ids: their rows move while others are recorded."""
+    st.session_state[_RUNS_SELECTED] = tuple(ids)
+
+
+def click_run(trace_id: str) -> None:
+    """Remember the run that was clicked; a callback cannot leave the page."""
+    st.session_state[_RUN_CLICKED] = trace_id
+
+
+def clicked_run() -> str | None:
+    """The run that was clicked, once."""
+    clicked = st.session_state.pop(_RUN_CLICKED, None)
+    return clicked if isinstance(clicked, str) else None
+
+
+def runs_to_delete() -> Sequence[str]:
+    """The ids of the runs that a person is being asked about."""
+    return cast(Sequence[str], st.session_state.get(_RUNS_TO_DELETE, ()))
+
+
+def set_runs_to_delete(ids: Sequence[str]) -> None:
+    """Ask about deleting runs, or no longer."""
+    st.session_state[_RUNS_TO_DELETE] = tuple(ids)
+
+
+def compare_runs(first: str, second: str) -> NoReturn:
+    """Go to two runs side by side."""
+    st.switch_page(COMPARE_PAGE, query_params={RUN: first, WITH: second})
+
+
+def documents_folder() -> Path:
+    """Where documents that were dropped into the app are kept: beside the store, as its jobs are."""
+    folder = jobs().folder
+    return folder.with_name(folder.name.removesuffix(".jobs") + ".documents")
+
+
+def store_location() -> str:
+    """What `store` opens: a path, or a database URL that may hold a password and is not to be shown."""
+    return str(default_location())
+
+
+def has_job() -> bool:
+    """Whether the URL names a job."""
+    return JOB in st.query_params
+
+
 PART = "part"
 METHOD = "method"
 TOKENS_PAGE = "app_pages/tokens.py"
@@ -231,9 +341,15 @@ def select_part(number: int) -> None:
     st.query_params[PART] = str(number)
 
 
-def method(known: Sequence[str]) -> str | None:
-    """The explanation method that the URL names, if the trace was explained with it; else the first of them."""
+def method(known: Sequence[str] | None = None) -> str | None:
+    """The explanation method that the URL names.
+
+    Args:
+        known: Those that there are: the first of them stands for any other. Without it, the name as it is.
+    """
     wanted = _parameter(METHOD)
+    if known is None:
+        return wanted
     return wanted if wanted in known else known[0] if known else None
 
 
@@ -297,3 +413,58 @@ def _token_arrays(
     where: str, trace_id: str, key: str, sha256: str, _file: ArrayFile
 ) -> Mapping[str, NDArray[np.float32]]:
     return store().arrays.read(trace_id, key, _file)
+
+
+HOPS = "hops"
+DIRECTION = "dir"
+MINIMUM = "min"
+PINS = "pins"
+DEFAULT_HOPS, DEFAULT_MINIMUM = 1, 0.1
+_PIN_CHARACTERS = 4000
+
+
+def hops() -> int:
+    """How many edges away from the selected step the graph reaches."""
+    found = _parameter(HOPS)
+    return int(found) if found in tuple(map(str, neighbourhood.HOPS)) else DEFAULT_HOPS
+
+
+def direction() -> neighbourhood.Direction:
+    """Whether the graph follows edges to what a step read, to what read it, or both."""
+    found = _parameter(DIRECTION)
+    return next((known for known in neighbourhood.DIRECTIONS if known == found), "both")
+
+
+def minimum() -> float:
+    """Least strength of an influence on the graph, as a share of the strongest on the same step, from 0 to 1."""
+    try:
+        found = float(_parameter(MINIMUM) or DEFAULT_MINIMUM)
+    except ValueError:
+        return DEFAULT_MINIMUM
+    return found if 0.0 <= found <= 1.0 else DEFAULT_MINIMUM
+
+
+def pins(trace: Trace) -> tuple[str, ...]:
+    """Ids of the pinned steps, those left out that the trace does not have."""
+    given = st.query_params.get(PINS) or ""
+    wanted = {unquote(part) for part in given[:_PIN_CHARACTERS].split(",") if part}
+    return tuple(step.id for step in trace.steps if step.id in wanted)
+
+
+def set_pins(step_ids: Iterable[str]) -> None:
+    """Put pinned steps in the URL."""
+    put(PINS, ",".join(quote(step_id, safe="") for step_id in step_ids))
+
+
+def put(name: str, value: str) -> None:
+    """Put a value in the URL, or take it out where it is empty."""
+    if value:
+        st.query_params[name] = value
+    else:
+        st.query_params.pop(name, None)
+
+
+def open_step(trace_id: str, step_id: str) -> NoReturn:
+    """Go to a step on the trace page."""
+    kept = {name: value for name in (METHOD,) if (value := _parameter(name)) is not None}
+    st.switch_page(TRACE_PAGE, query_params={RUN: trace_id, STEP: step_id, **kept})

@@ -21,6 +21,7 @@ from tests.bench import (
     faithfulness,
     local,
     patching,
+    probes,
     serving,
 )
 from tests.bench.report import Row, save
@@ -34,6 +35,7 @@ PARTS: dict[str, Callable[[], Iterator[Row]]] = {
     "ablation": ablation.measure,
     "patching": patching.measure,
     "faithfulness": faithfulness.measure,
+    "probes": probes.measure,
     "accuracy": accuracy.measure,
 }
 

@@ -19,6 +19,10 @@ import pytest
 import torch
 import zstandard
 
+from tests.explain.probes.truthful_model import direction_probe, truth_probe
+from tracer.agents.base import Budget
+from tracer.agents.react import ReAct
+from tracer.agents.tools import calculator
 from tracer.engines import lens, server
 from tracer.engines.install import ServeOptions, VllmInstall, command, environment, find_vllm
 from tracer.engines.models import ResolvedModel
@@ -26,6 +30,14 @@ from tracer.engines.server import ServerHandle
 from tracer.engines.server_state import ServerState, fits
 from tracer.engines.vllm import VllmEngine
 from tracer.errors import EngineResponseError, EngineUnavailableError, InputError, PromptTooLongError
+from tracer.explain.probes.live import LiveProbes
+from tracer.explain.service import explain
+from tracer.replay.forward import Wanted, replay
+from tracer.replay.model import Replica, identity_of
+from tracer.replay.tree import build_tree
+from tracer.store import Store
+from tracer.trace.probes import ProbeScore, probe_scores
+from tracer.trace.trace import Trace
 
 GUARD = Path(lens.__file__).with_name("lens_server") / "tracer_lens_guard.py"
 
@@ -253,28 +265,87 @@ def test_an_installation_that_fails_says_what_to_try(tmp_path: Path, monkeypatch
 def lens_server(demo_model: ResolvedModel) -> Iterator[ServerHandle]:
     """A real vLLM with the plugin behind the guard."""
     state = next((item.state for item in server.status() if item.health == "ready" and item.state.lens), None)
-    if state is not None and fits(state, demo_model, "float32", 1024, lens=True):
+    if state is not None and fits(state, demo_model, "float32", 2048, lens=True):
         yield ServerHandle(state, reused=True)
         return
     install = find_vllm()
     if install is None or install.lens is None:
         pytest.skip("vLLM with the plugin vllm-lens is not installed (`tracer serve --lens` installs it)")
-    with server.serve(demo_model, ServeOptions(dtype="float32", max_model_len=1024, lens=True)) as handle:
+    with server.serve(demo_model, ServeOptions(dtype="float32", max_model_len=2048, lens=True)) as handle:
         yield handle
 
 
+@pytest.fixture(scope="module")
+def replica() -> Replica:
+    return Replica.load("demo")
+
+
 @pytest.mark.vllm
-def test_a_served_model_gives_the_replicas_hidden_states(lens_server: ServerHandle) -> None:
-    from tracer.replay.forward import Wanted, replay
-    from tracer.replay.model import Replica
-    from tracer.replay.tree import build_tree
+def test_steps_are_scored_while_the_agent_runs_as_a_replay_scores_them(
+    lens_server: ServerHandle, replica: Replica, tmp_path: Path
+) -> None:
+    files = []
+    for name, layer, position in (("statements", 12, "last"), ("steps", 23, "answer")):
+        files.append(str(tmp_path / f"{name}.safetensors"))
+        direction_probe(identity_of(replica), replica.width, name=name, layer=layer, position=position).save(
+            Path(files[-1])
+        )
+    batches: list[list[ProbeScore]] = []
+    with VllmEngine(lens_server.url) as engine, Store(f"sqlite:///{tmp_path / 'runs.db'}") as store:
+        live = LiveProbes(engine, files, on_scores=lambda scores: batches.append(list(scores)))
+        agent = ReAct(engine, tools=[calculator()], budget=Budget(steps=2))
+        trace = agent.run("What is 17 * 24 + 3?", store=store, on_event=live.watch)
+        assert live.error is None
+        assert live.attach(trace, store).probes == store.load(trace.id).probes
+        assert probe_scores(store.load(trace.id)) == live.scores
+    # They come with the steps, not at the end.
+    assert len(batches) > 1 and [score for batch in batches for score in batch] == live.scores
+    report = explain(trace, methods=[], probes=files, replica=replica, faithfulness="none")
+    replayed = {(score.name, score.step_id, score.sentence): score for score in report.probes}
+    assert {(score.name, score.step_id, score.sentence) for score in live.scores} == set(replayed)
+    for score in live.scores:
+        other = replayed[score.name, score.step_id, score.sentence]
+        assert (score.layer, score.token, score.text, score.held_out) == (
+            other.layer,
+            other.token,
+            other.text,
+            other.held_out,
+        )
+        assert score.flags == other.flags
+        assert score.score is not None and score.score == pytest.approx(other.score, abs=5e-4)
+        assert score.probability == pytest.approx(other.probability, abs=5e-4)
+        assert score.baselines.mean_logprob == pytest.approx(other.baselines.mean_logprob, abs=1e-3)
+        # A replay has more to say, and takes their place.
+        assert score.key is None and score.baselines.entropy is None and other.key is not None
+
+
+@pytest.mark.vllm
+def test_only_probes_of_the_served_model_score_its_steps(
+    lens_server: ServerHandle, replica: Replica, tmp_path: Path
+) -> None:
+    foreign = truth_probe({**identity_of(replica), "weights_sha256": "0" * 64})
+    foreign.save(tmp_path / "foreign.safetensors")
+    with VllmEngine(lens_server.url) as engine:
+        with pytest.raises(InputError, match="weights differ"):
+            LiveProbes(engine, [str(tmp_path / "foreign.safetensors")])
+        own = direction_probe(identity_of(replica), replica.width, name="statements", layer=3, position="last")
+        own.save(tmp_path / "own.safetensors")
+        live = LiveProbes(engine, [str(tmp_path / "own.safetensors")])
+        trace = Trace.load(Path(__file__).parents[1] / "bench" / "traces" / "six_steps.json")
+        with pytest.raises(InputError, match="another tokenizer"):
+            live.score(
+                trace.model_copy(update={"model": trace.model.model_copy(update={"tokenizer_sha256": "0" * 64})})
+            )
+
+
+@pytest.mark.vllm
+def test_a_served_model_gives_the_replicas_hidden_states(lens_server: ServerHandle, replica: Replica) -> None:
 
     with VllmEngine(lens_server.url) as engine:
         texts = ["The capital of France is Paris.", "Two plus two is five, and five is less than three."]
         sequences = [engine.tokenizer.encode(text).token_ids for text in texts]
         layers = [23, 0, 12]
         served = engine.hidden_states(sequences, layers)
-        replica = Replica.load("demo")
         tree = build_tree(sequences)
         for values, places in zip(served, tree.sequences, strict=True):
             own = replay(replica, tree, Wanted(hidden_indices=places, hidden_layers=layers)).hidden.numpy()
@@ -283,7 +354,7 @@ def test_a_served_model_gives_the_replicas_hidden_states(lens_server: ServerHand
             scale = np.maximum(1.0, np.linalg.norm(own, axis=-1, keepdims=True) / 30.0)
             assert (np.abs(values - own) / scale).max() < 5e-4
         with pytest.raises(PromptTooLongError):
-            engine.hidden_states([[5] * 1024], [0])
+            engine.hidden_states([[5] * 2048], [0])
         with pytest.raises(InputError, match="different layers"):
             engine.hidden_states(sequences, [1, 1])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tests.explain.needle import needle_model, needle_trace
+from tracer.errors import TraceFormatError
 from tracer.explain.base import Context
 from tracer.explain.faithfulness import (
     HELD_OUT,
@@ -62,6 +65,34 @@ def test_curves_equal_brute_force() -> None:
     assert found.gap == pytest.approx(areas[1] - areas[0], abs=1e-4)
     assert found.top_k_drop == pytest.approx(deletion[0] - deletion[1], abs=1e-4)
     assert (found.k, found.sources) == (1, 6)
+    assert found.curves is not None
+    assert found.curves.shares == pytest.approx(np.linspace(0, 1, 7))
+    assert found.curves.deletion == pytest.approx(deletion, abs=1e-4)
+    assert found.curves.insertion == pytest.approx(insertion, abs=1e-4)
+
+
+def test_curves_show_the_areas_that_are_reported() -> None:
+    item = removal()
+    scores = np.random.default_rng(4).normal(size=len(item.context.recorded.sources))
+    found = measure(item, {"any": scores})["any"]
+    curves = found.curves
+    assert curves is not None
+    below = {name: np.trapezoid(getattr(curves, name), curves.shares) for name in ("deletion", "insertion")}
+    chance = {name: np.trapezoid(getattr(curves, f"random_{name}"), curves.shares) for name in below}
+    assert chance["deletion"] - below["deletion"] == pytest.approx(found.deletion, abs=1e-3)
+    assert below["insertion"] - chance["insertion"] == pytest.approx(found.insertion, abs=1e-3)
+
+
+def test_a_stored_faithfulness_without_curves_is_read() -> None:
+    item = removal()
+    scores = np.random.default_rng(4).normal(size=len(item.context.recorded.sources))
+    found = measure(item, {"any": scores})["any"]
+    document = found.to_document()
+    assert Faithfulness.from_document(document) == found
+    del document["curves"]
+    assert Faithfulness.from_document(document) == replace(found, curves=None)
+    with pytest.raises(TraceFormatError, match="explain the trace again"):
+        Faithfulness.from_document({**document, "curves": {"deletion": []}})
 
 
 def test_lds_compares_predicted_and_measured_effects_on_held_out_masks() -> None:

@@ -72,6 +72,39 @@ def test_one_pass_over_the_tree_equals_autograd_on_each_sequence(family: str, lo
             assert scores[:-1] == pytest.approx(theirs, abs=2e-5 * float(np.abs(theirs).max()))
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2_tied", "gpt2", "opt"])
+def test_an_eager_model_with_left_padding_has_the_same_gradients(family: str) -> None:
+    """A sequence that begins with BOS, and the same behind padding that is masked, as a batch would hold it."""
+    padding = 5
+    recorded = Recorded(small_trace([[1, *random_ids(12, seed=6)]], [[random_ids(6, seed=7)]]))
+    target = recorded.targets[0]
+    found = findings(Context(Replica(tiny_model(family)), recorded), *METHODS)
+    model = tiny_model(family)
+    model.set_attn_implementation("eager")
+    ids = torch.as_tensor(recorded.sequences[0].token_ids[: target.end])
+    padded = torch.cat([torch.zeros(padding, dtype=ids.dtype), ids[:-1]])
+    seen = torch.arange(len(padded)) >= padding
+    embeddings = model.get_input_embeddings()(padded).detach().requires_grad_()
+    logits = model(
+        inputs_embeds=embeddings[None],
+        attention_mask=seen[None].long(),
+        position_ids=(torch.arange(len(padded)) - padding).clamp_min(0)[None],
+    ).logits[0, padding + target.start - 1 :]
+    value = objective(logits, ids[target.start :], function="logprob", foil=None).sum()
+    [whole] = torch.autograd.grad(value, embeddings)
+    assert not whole[:padding].any()
+    gradient, inputs = whole[padding:], embeddings.detach()[padding:]
+    expected = {
+        "grad_x_input": (inputs * gradient).sum(-1),
+        "grad_l1": gradient.abs().sum(-1),
+        "grad_l2": gradient.square().sum(-1).sqrt(),
+    }
+    for name, theirs in expected.items():
+        assert found[name, target.step_id].scores[:-1] == pytest.approx(
+            theirs.numpy(), abs=2e-5 * float(theirs.abs().max())
+        )
+
+
 @pytest.mark.parametrize("function", ["logprob", "logit", "contrast"])
 def test_target_functions(function: TargetFunction) -> None:
     recorded = Recorded(TRACE)

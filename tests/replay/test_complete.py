@@ -40,6 +40,19 @@ def test_it_writes_what_a_plain_loop_writes(family: str) -> None:
     assert complete(Replica(tiny_model(family)), PROMPTS, max_tokens=NEW) == expected
 
 
+def test_a_continuation_ends_where_it_is_enough() -> None:
+    replica = Replica(tiny_model("llama"))
+    whole = complete(replica, PROMPTS, max_tokens=NEW)
+    stop = whole[0][1]
+    expected = [full[: full.index(stop) + 1] if stop in full else full for full in whole]
+    assert len(expected[0]) < NEW
+    passed: list[int] = []
+    replica.layers[0].register_forward_hook(lambda _m, inputs, _o: passed.append(inputs[0].shape[1]))
+    assert complete(replica, PROMPTS, max_tokens=NEW, enough=lambda ids: ids[-1] == stop) == expected
+    unique = len({tuple(prompt[: end + 1]) for prompt in PROMPTS for end in range(len(prompt))})
+    assert sum(passed) == unique + sum(len(own) - 1 for own in expected)
+
+
 def test_shared_prompts_are_computed_once() -> None:
     replica = Replica(tiny_model("llama"))
     passed: list[int] = []

@@ -104,7 +104,9 @@ def test_a_newer_store_is_refused_with_both_versions(tmp_path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE meta SET value = '7' WHERE key = 'version'")
     connection.close()
-    with pytest.raises(StoreVersionError, match=r"version 7, this tracer reads up to version 1; upgrade"):
+    with pytest.raises(
+        StoreVersionError, match=rf"version 7, this tracer reads up to version {schema.STORE_VERSION}; upgrade"
+    ):
         Store(path).list()
 
 
@@ -114,19 +116,42 @@ def test_an_older_store_is_migrated(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         store.import_trace(small_trace())
     steps: list[int] = []
 
+    first = schema.STORE_VERSION + 1
+
     def add_column(connection: sa.Connection) -> None:
-        steps.append(2)
+        steps.append(1)
         connection.exec_driver_sql("ALTER TABLE traces ADD COLUMN mood TEXT")
 
     def note(connection: sa.Connection) -> None:
-        steps.append(3)
+        steps.append(2)
 
-    monkeypatch.setattr(schema, "STORE_VERSION", 3)
-    monkeypatch.setattr(schema, "MIGRATIONS", {2: add_column, 3: note})
+    monkeypatch.setattr(schema, "STORE_VERSION", first + 1)
+    monkeypatch.setattr(schema, "MIGRATIONS", {first: add_column, first + 1: note})
     for _ in range(2):
         with Store(path) as store:
             assert store.load("t1").to_json() == small_trace().to_json()
-    assert steps == [2, 3]
+    assert steps == [1, 2]
+
+
+def test_a_store_of_version_1_is_listed_with_its_explanations(tmp_path: Path) -> None:
+    path = tmp_path / "runs.db"
+    long = {"method": "alti", "values": [[0.5] * 40_000], "cost": {"seconds": 2.5}}
+    with Store(path) as store:
+        store.import_trace(small_trace(explanations=[long, {"method": "span", "cost": {"seconds": 1}}]))
+        store.import_trace(small_trace("t2"))
+        before = store.load("t1").to_json()
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP INDEX documents_listed")
+        for column in ("name", "seconds"):
+            connection.execute(f"ALTER TABLE documents DROP COLUMN {column}")
+        connection.execute("UPDATE meta SET value = '1' WHERE key = 'version'")
+    connection.close()
+    with Store(path) as store:
+        found = store.summary("t1")
+        assert (found.methods, found.probes, found.explained_seconds) == (("alti", "span"), (), 3.5)
+        assert store.load("t1").to_json() == before
+        store.put_document("t2", "explanation", key="k", document={"method": "two_hop"})
+        assert store.summary("t2").methods == ("two_hop",)
 
 
 def test_a_failed_migration_leaves_the_store_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,8 +164,9 @@ def test_a_failed_migration_leaves_the_store_as_it_was(tmp_path: Path, monkeypat
         connection.exec_driver_sql("SELECT * FROM nowhere")
 
     with monkeypatch.context() as patch:
-        patch.setattr(schema, "STORE_VERSION", 2)
-        patch.setattr(schema, "MIGRATIONS", {2: halfway})
+        newer = schema.STORE_VERSION + 1
+        patch.setattr(schema, "STORE_VERSION", newer)
+        patch.setattr(schema, "MIGRATIONS", {newer: halfway})
         with pytest.raises(StoreError, match="no such table: nowhere"):
             Store(path).count()
     with Store(path) as store:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import JsonValue
 
 from tests.strategies import CREATED, relaxed, small_trace
 from tracer.store import Store, TraceFilter, schema, search
@@ -171,3 +172,38 @@ def test_an_index_that_was_left_behind_is_built_again(tmp_path: Path, monkeypatc
             assert ids(store, text="rivers") == ["second"]
     with Store(path) as store:
         assert ids(store, text="rivers", about="valley") == ["second"]
+
+
+def test_what_was_found_out_is_listed(tmp_path: Path) -> None:
+    shared: dict[str, JsonValue] = {"cost": {"seconds": 4.0}}
+    with Store(tmp_path / "runs.db") as store:
+        store.import_trace(small_trace("t1", probes=[{"name": "truth"}, {"name": "truth"}, {"odd": 1}]))
+        store.import_trace(small_trace("t2"))
+        store.put_document("t1", "explanation", key="a", document={"method": "span", **shared})
+        store.put_document("t1", "explanation", key="b", document={"method": "alti", **shared})
+        store.put_document("t1", "explanation", key="c", document={"method": "random", "cost": {"seconds": None}})
+        found = {row.id: row for row in store.list()}
+        assert found["t1"] == store.summary("t1")
+        assert (found["t1"].methods, found["t1"].probes) == (("alti", "random", "span"), ("truth", "unknown"))
+        assert found["t1"].explained_seconds == 4.0, "methods that shared their passes cost them once"
+        assert (found["t2"].methods, found["t2"].probes, found["t2"].explained_seconds) == ((), (), None)
+        store.put_document("t1", "explanation", key="a", document={"method": "span", "cost": {"seconds": 6.0}})
+        assert store.summary("t1").explained_seconds == 10.0
+        assert store.delete_document("t1", "explanation", key="a")
+        assert store.summary("t1").methods == ("alti", "random")
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {},
+        {"method": 3, "cost": "much"},
+        {"method": "a\x00b", "cost": {"seconds": True}},
+        {"method": "x" * 9999, "cost": {"seconds": float("inf")}},
+    ],
+)
+def test_odd_documents_are_listed_all_the_same(tmp_path: Path, document: dict[str, JsonValue]) -> None:
+    with Store(tmp_path / "runs.db") as store:
+        store.import_trace(small_trace(explanations=[document]))
+        (name,) = store.list()[0].methods
+        assert name and len(name) <= 200 and "\x00" not in name

@@ -12,8 +12,8 @@ from tracer.commands.shared import StoreOption, names_of, open_store, open_trace
 from tracer.errors import InputError
 
 if TYPE_CHECKING:
-    from tracer.explain.citations import CitedAnswer, Reference, Rule, RuleName, Unit
-    from tracer.explain.service import Report, Trusted
+    from tracer.explain.citations import CitedAnswer, Reference, RuleName, Unit
+    from tracer.explain.service import Trusted
     from tracer.trace.explanation import Explanation
     from tracer.trace.trace import Trace
 
@@ -62,7 +62,7 @@ def cite(
     computed before, here or by `tracer explain --methods mirage`, is not computed again.
     """
     from tracer.console import stages, stop_on_signal
-    from tracer.explain.citations import Rule, joint_references
+    from tracer.explain.citations import Rule, cited_answers, joint_references
     from tracer.explain.methods import request
     from tracer.explain.service import explain
 
@@ -91,14 +91,15 @@ def cite(
                 progress=None if as_json else progress,
                 cancel=cancel,
             )
-    answers = _answers(report, chosen, cast("Unit", by))
+    explanation = report.explanation(_METHOD)
+    answers = cited_answers(report.trace, explanation, report.targets, rule=chosen, unit=cast("Unit", by))
     if as_json:
         sys.stdout.write(json.dumps([answer.to_document() for answer in answers]) + "\n")
         return
     for answer in answers:
         _print_answer(answer, named=len(answers) > 1)
     _print_references(joint_references(answers))
-    _print_worth(answers, report.explanation(_METHOD))
+    _print_worth(answers, explanation)
 
 
 def _check_context(trace: Trace, kinds: object) -> None:
@@ -110,19 +111,6 @@ def _check_context(trace: Trace, kinds: object) -> None:
             f"trace {trace.id} holds no {' or '.join(map(str, names))} that could be cited; "
             "give an agent a folder of documents with `tracer run --docs`"
         )
-
-
-def _answers(report: Report, rule: Rule, unit: Unit) -> list[CitedAnswer]:
-    """The steps that read something to cite; a single one that did not is an error."""
-    from tracer.explain.citations import cited_answer, shared_threshold
-
-    explanation = report.explanation(_METHOD)
-    read = [target for target in report.targets if explanation.details.get(target, {}).get("context")]
-    least = shared_threshold(explanation, read) if len(read) > 1 else 0.0
-    return [
-        cited_answer(report.trace, explanation, target, rule=rule, unit=unit, least=least)
-        for target in read or report.targets
-    ]
 
 
 def _print_answer(answer: CitedAnswer, *, named: bool) -> None:

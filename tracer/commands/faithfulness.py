@@ -95,8 +95,10 @@ def print_board(standings: list[Standing]) -> None:
     if weak := [item.method for item in standings if not item.better_than_random and item.targets]:
         out.print(Text(f"not shown to be better than random on these runs: {', '.join(weak)}", style="yellow"))
     for item in standings:
-        for trace, reason in item.problems.items():
-            out.print(f"{item.method} could not explain {one_line(trace, 40)}: {reason}", markup=False)
+        for reason in dict.fromkeys(item.problems.values()):
+            refused = [one_line(trace, 40) for trace, why in item.problems.items() if why == reason]
+            where = ", ".join(refused[:3]) + (f" and {len(refused) - 3} more" if len(refused) > 3 else "")
+            out.print(f"{item.method} could not explain {where}: {reason}", markup=False, soft_wrap=True)
 
 
 def _cell(estimate: Estimate | None) -> str:

@@ -5,25 +5,21 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from tracer.commands.shared import names_of
 from tracer.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
-    from pydantic import JsonValue
-
     from tracer.console import StageProgress
-    from tracer.explain.probes.examples import Normalisation
-    from tracer.explain.probes.held_out import Material
-    from tracer.explain.probes.saved import SavedProbe
-    from tracer.explain.probes.statements import Statement
     from tracer.explain.probes.tables import Table
-    from tracer.replay.model import Replica
+    from tracer.explain.probes.workbench import Workbench
+
+Name = TypeVar("Name", bound=str)
 
 probe_app = typer.Typer(no_args_is_help=True, help="Truth probes: making one for a model, and what they are worth.")
 
@@ -46,138 +42,74 @@ NormalisationOption = Annotated[str, typer.Option(metavar="rms|none", help="What
 SeedOption = Annotated[int, typer.Option(help="For everything drawn at random.")]
 
 
-class Stage(NamedTuple):
-    """How far a part of the work is, as progress bars take it."""
-
-    stage: str
-    done: int
-    total: int
-
-
-@dataclass(slots=True)
-class Work:
-    """What the parts of a command share; the model is loaded once, when it is first needed.
-
-    Args:
-        model: Name of the model.
-        data: A person's own statements.
-        dtype: Precision; ``None`` takes what is fast here.
-        prefix: Stands before every statement.
-        normalisation: What is done to hidden states first.
-        seed: For everything drawn at random.
-        bar: Shows how far the work is.
-        cancel: Ends it.
-    """
-
-    model: str
-    data: Path | None
-    dtype: str | None
-    prefix: str
-    normalisation: Normalisation
-    seed: int
-    bar: StageProgress | None
-    cancel: threading.Event
-    _replica: Replica | None = field(default=None, init=False)
-
-    def replica(self) -> Replica:
-        """The model."""
-        from tracer.engines.loading import fast_dtype
-        from tracer.replay.model import Replica
-
-        if self._replica is None:
-            self._replica = Replica.load(self.model, dtype=self.dtype or fast_dtype(), progress=self.bar)
-        return self._replica
-
-    def progress(self, stage: str) -> Callable[[int, int], None] | None:
-        """Shows how far a part of the work is."""
-        bar = self.bar
-        return None if bar is None else lambda done, total: bar(Stage(stage, done, total))
-
-    def material(self, statements: Sequence[Statement]) -> Material:
-        """Statements with their hidden states; what was extracted before is read from the cache."""
-        from tracer.engines.weights.cache import cache_dir
-        from tracer.explain.probes.activations import extract
-        from tracer.explain.probes.held_out import Material
-
-        activations = extract(
-            self.replica(),
-            [self.prefix + item.text for item in statements],
-            folder=cache_dir() / "activations",
-            progress=self.progress("hidden states of statements"),
-            cancel=self.cancel,
-        )
-        return Material(statements, activations, self.normalisation)
-
-
-class Section(NamedTuple):
-    """A part of an evaluation.
-
-    Args:
-        name: Its key in the JSON output.
-        tables: What is printed.
-        document: What is written as JSON.
-    """
-
-    name: str
-    tables: list[Table]
-    document: JsonValue
-
-
 @probe_app.command("train")
 def train(
     model: ModelOption = "demo",
     data: DataOption = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="statements|steps", help="Make this probe alone; default: both.")
+    ] = None,
     kind: Annotated[
-        str | None, typer.Option(help="ttpd, mass_mean, logistic, logistic_l2 (default), ccs and others.")
+        str | None,
+        typer.Option(help="Of statements: ttpd, mass_mean, logistic, logistic_l2 (default), ccs and others."),
     ] = None,
     per_topic: Annotated[
         int | None, typer.Option(help="Facts of each topic, four statements each; more take longer.", min=4)
     ] = None,
+    problems: Annotated[int | None, typer.Option(help="Problems that the probe of steps learns from.", min=10)] = None,
+    test_problems: Annotated[
+        int | None, typer.Option(help="Problems by which probes are judged on the model's own steps.", min=10)
+    ] = None,
     out_file: Annotated[
-        Path | None, typer.Option("--out", help="Write the probe here; default: where `tracer explain` finds it.")
+        Path | None,
+        typer.Option("--out", help="With --only: write the probe here; default: where `tracer explain` finds it."),
     ] = None,
     prefix: PrefixOption = None,
     normalisation: NormalisationOption = "rms",
     dtype: PrecisionOption = None,
-    steps: Annotated[
-        bool,
-        typer.Option("--steps", help="Make the probe of right and wrong reasoning steps too, or with --out alone."),
-    ] = False,
-    test_problems: Annotated[
-        int, typer.Option(help="Problems by which a probe is judged on the model's own steps; 0 for none.", min=0)
-    ] = 30,
     seed: SeedOption = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what is known of the probe as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what is known of each probe as JSON, one a line.")
+    ] = False,
 ) -> None:
-    """Make the truth probe of a model, once; `tracer explain` uses it from then on."""
-    from tracer.console import err, stages, stop_on_signal
-    from tracer.explain.probes.saved import probe_path
-    from tracer.explain.probes.train import FACTS_PER_TOPIC, KIND
-    from tracer.explain.probes.train import train as train_probe
-    from tracer.replay.model import identity_of
+    """Make the truth probes of a model, once; `tracer explain` uses them from then on.
 
+    One learns from true and false statements, one from right and wrong steps of reasoning: what is learnt from the
+    first says little about the second.
+    """
+    from tracer.console import err, stages, stop_on_signal
+    from tracer.explain.probes.step_probe import PROBLEMS, TEST_PROBLEMS
+    from tracer.explain.probes.tables import probe_tables
+    from tracer.explain.probes.train import FACTS_PER_TOPIC, KIND
+    from tracer.explain.probes.workbench import PROBES, keep_probes
+
+    names = _chosen(only, PROBES, "probe")
+    if out_file is not None and len(names) > 1:
+        raise InputError("--out holds one probe; add --only statements or --only steps")
     _check_kinds([kind or KIND])
-    statements = _statements(data, FACTS_PER_TOPIC if per_topic is None else per_topic, seed)
     with stop_on_signal() as cancel, stages() as bar:
-        work = _work(model, data, dtype, prefix, normalisation, seed, None if as_json else bar, cancel)
-        material = work.material(statements)
-        identity = identity_of(work.replica())
-        probe = train_probe(
-            material,
-            identity=identity,
+        bench = _workbench(model, data, dtype, prefix, normalisation, seed, None if as_json else bar, cancel)
+        if "statements" in names:
+            # Before weights are loaded: what cannot be read shall fail at once.
+            bench.statements(per_topic or FACTS_PER_TOPIC)
+        probes = bench.train(
+            names,
             kind=kind or KIND,
-            prefix=work.prefix,
-            source=data.name if data is not None else "tracer's own statements",
-            seed=seed,
-            progress=work.progress("fitting probes"),
-            cancel=cancel,
+            per_topic=per_topic or FACTS_PER_TOPIC,
+            problems=problems or PROBLEMS,
+            test_problems=test_problems or TEST_PROBLEMS,
         )
-    path = out_file or probe_path(identity)
-    probe.save(path)
-    if as_json:
-        sys.stdout.write(json.dumps({**probe.record.model_dump(mode="json"), "file": str(path)}) + "\n")
+        identity = bench.identity
+    if out_file is None:
+        paths = keep_probes(probes, identity)
     else:
-        _print_tables(_probe_tables(probe))
+        paths = [out_file]
+        probes[0].save(out_file)
+    for probe, path in zip(probes, paths, strict=True):
+        if as_json:
+            sys.stdout.write(json.dumps({**probe.record.model_dump(mode="json"), "file": str(path)}) + "\n")
+            continue
+        _print_tables(probe_tables(probe.record))
         err.print(f"wrote {path}", markup=False)
 
 
@@ -185,61 +117,93 @@ def train(
 def evaluate(
     model: ModelOption = "demo",
     data: DataOption = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="statements: topics left out in turn; steps: transfer to reasoning; mistakes: the first wrong step of "
+            "chains. Default: all that there is data for.",
+        ),
+    ] = None,
     methods: Annotated[
         str | None, typer.Option(metavar="A,B", help="Kinds of probes; default: all that have a paper.")
     ] = None,
     layer: Annotated[int | None, typer.Option(help="Judge at this layer; default: chosen on training topics.")] = None,
     repeats: Annotated[int, typer.Option(help="Draws of training rows.", min=1)] = 20,
     per_topic: Annotated[
-        int, typer.Option(help="Facts of each topic where no data are given, four statements each.", min=4)
-    ] = 40,
+        int | None, typer.Option(help="Facts of each topic where no data are given, four statements each.", min=4)
+    ] = None,
+    problems: Annotated[int | None, typer.Option(help="Problems whose steps are judged.", min=10)] = None,
+    mistakes: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Chains with known mistakes, a file TASK.jsonl for each task.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Chains of each task.", min=4)] = None,
+    ask: Annotated[bool, typer.Option(help="Ask the model too whether each step is true: P(True).")] = True,
     prefix: PrefixOption = None,
     normalisation: NormalisationOption = "rms",
     dtype: PrecisionOption = None,
     seed: SeedOption = 0,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep what is found here; default: beside the model's probes, for the app."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print everything as JSON, what pictures are drawn from included.")
     ] = False,
 ) -> None:
-    """Say what truth probes are worth on a model: on topics that they have not seen, beside baselines and controls."""
-    from tracer.console import stages, stop_on_signal
+    """Say what truth probes are worth on a model: on what they have not seen, beside baselines and controls.
+
+    Ctrl-C keeps the hidden states that were extracted. Sections that are evaluated alone are put into the same report.
+    """
+    from tracer.console import err, stages, stop_on_signal
+    from tracer.explain.probes.first_error import LIMIT, MISTAKES
+    from tracer.explain.probes.tables import report_tables
+    from tracer.explain.probes.unseen_steps import PROBLEMS
+    from tracer.explain.probes.workbench import EVALUATED_PER_TOPIC, SECTIONS, Sizes, keep_report
+    from tracer.store.probe_reports import report_path
 
     chosen = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
     _check_kinds(chosen)
-    with stop_on_signal() as cancel, stages() as bar:
-        work = _work(model, data, dtype, prefix, normalisation, seed, None if as_json else bar, cancel)
-        sections = [
-            statement_section(work, per_topic=per_topic, methods=chosen, layer=layer, repeats=repeats),
-        ]
-    if as_json:
-        sys.stdout.write(json.dumps({section.name: section.document for section in sections}) + "\n")
-    else:
-        for section in sections:
-            _print_tables(section.tables)
-
-
-def statement_section(
-    work: Work, *, per_topic: int, methods: Sequence[str] | None, layer: int | None, repeats: int
-) -> Section:
-    """Probes on statements, one topic left out at a time."""
-    from tracer.explain.probes.evaluate import METHODS
-    from tracer.explain.probes.evaluate import evaluate as evaluate_probes
-    from tracer.explain.probes.tables import evaluation_tables
-
-    found = evaluate_probes(
-        work.material(_statements(work.data, per_topic, work.seed)),
-        model=work.model,
-        methods=METHODS if methods is None else methods,
-        layer=layer,
+    sections = _chosen(only, SECTIONS, "section")
+    if only is None and mistakes is None and not MISTAKES.is_dir():
+        sections = [name for name in sections if name != "mistakes"]
+        if not as_json:
+            err.print(
+                f"no chains with known mistakes in {MISTAKES}: that section is left out; --mistakes names a folder"
+            )
+    sizes = Sizes(
+        per_topic=per_topic or EVALUATED_PER_TOPIC,
         repeats=repeats,
-        seed=work.seed,
-        progress=work.progress("fitting probes"),
-        cancel=work.cancel,
+        problems=problems or PROBLEMS,
+        chains=limit or LIMIT,
     )
-    return Section("statements", evaluation_tables(found), found.model_dump(mode="json"))
+    with stop_on_signal() as cancel, stages() as bar:
+        bench = _workbench(model, data, dtype, prefix, normalisation, seed, None if as_json else bar, cancel)
+        bench.statements(sizes.per_topic)
+        found = bench.evaluate(
+            sections, methods=chosen, layer=layer, sizes=sizes, mistakes=mistakes or MISTAKES, ask=ask
+        )
+        path = report or report_path(bench.identity)
+    keep_report(path, found)
+    if as_json:
+        sys.stdout.write(found.model_dump_json() + "\n")
+    else:
+        _print_tables(report_tables(found))
+        err.print(f"wrote {path}", markup=False)
 
 
-def _work(
+def _chosen(text: str | None, names: Sequence[Name], what: str) -> list[Name]:
+    """Those of the names that are asked for, all of them if none is."""
+    if text is None:
+        return list(names)
+    wanted = names_of(text)
+    for name in wanted:
+        if name not in names:
+            raise UnknownNameError(what, name, names)
+    return [name for name in names if name in wanted]
+
+
+def _workbench(
     model: str,
     data: Path | None,
     dtype: str | None,
@@ -248,13 +212,24 @@ def _work(
     seed: int,
     bar: StageProgress | None,
     cancel: threading.Event,
-) -> Work:
+) -> Workbench:
     from tracer.explain.probes.examples import NORMALISATIONS
     from tracer.explain.probes.train import PREFIX
+    from tracer.explain.probes.workbench import Workbench
 
-    if normalisation not in NORMALISATIONS:
+    known = [name for name in NORMALISATIONS if name == normalisation]
+    if not known:
         raise InputError(f"unknown normalisation {normalisation!r}; use one of {', '.join(NORMALISATIONS)}")
-    return Work(model, data, dtype, PREFIX if prefix is None else prefix, normalisation, seed, bar, cancel)
+    return Workbench(
+        model,
+        data=data,
+        dtype=dtype,
+        prefix=PREFIX if prefix is None else prefix,
+        normalisation=known[0],
+        seed=seed,
+        progress=bar,
+        cancel=cancel,
+    )
 
 
 def _check_kinds(names: Sequence[str] | None) -> None:
@@ -266,38 +241,6 @@ def _check_kinds(names: Sequence[str] | None) -> None:
     for name in names or ():
         if name not in KINDS:
             raise UnknownNameError("kind of probe", name, KINDS)
-
-
-def _statements(data: Path | None, per_topic: int, seed: int) -> tuple[Statement, ...]:
-    from tracer.explain.probes.statement_files import read
-    from tracer.explain.probes.statements import generate
-
-    return generate(seed=seed, per_topic=per_topic) if data is None else read(data)
-
-
-def _probe_tables(probe: SavedProbe) -> list[Table]:
-    """What a new probe is worth, in one table."""
-    from tracer.explain.probes.tables import Table, interval, percent
-
-    record = probe.record
-    held = record.held_out
-    rows = (held.overall, *held.parts, *held.baselines, *held.controls)
-    return [
-        Table(
-            f"Truth probe {record.kind} for {record.model.get('name')}: layer {record.layer}, {record.training.rows} "
-            f"statements of {len(record.training.topics)} topics",
-            ("on statements of", "accuracy % [95%]", "AUROC [95%]", "statements"),
-            tuple(
-                (item.name, interval(item.accuracy, shares=True), interval(item.auroc), str(item.rows)) for item in rows
-            ),
-            (
-                held.protocol,
-                f"expected calibration error {percent(record.calibration.reliability.ece)}%, on topics that the "
-                "calibration has not seen",
-                *(str(note) for name, note in record.notes.items() if name == "sign"),
-            ),
-        )
-    ]
 
 
 def _print_tables(tables: Sequence[Table]) -> None:

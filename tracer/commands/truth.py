@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from rich.text import Text
 
-from tracer.console import KIND_STYLES, one_line, out
+from tracer.console import KIND_STYLES, err, one_line, out
 from tracer.trace.probes import SENTENCES, ProbeBaselines, ProbeScore
 
 if TYPE_CHECKING:
@@ -25,6 +25,24 @@ def print_probes(report: Report) -> None:
     steps = {step.id: step for step in report.trace.steps}
     for name in dict.fromkeys(score.name for score in report.probes):
         _print_probe([score for score in report.probes if score.name == name], steps)
+
+
+def print_live(scores: Sequence[ProbeScore]) -> None:
+    """What probes of the served model say about steps that were just written, below these."""
+    for score in scores:
+        line = Text("     ", style="dim").append(_probability(score), style="default not dim")
+        line.append(f"  {one_line(score.name, 20)} {score.step_id}  {_beside(score.baselines)} ")
+        err.print(line.append(one_line(score.text, 72), style="default"))
+
+
+def print_live_worth(scores: Sequence[ProbeScore]) -> None:
+    """What the probes are worth that scored a run while it was written, and why their scores are to be doubted."""
+    for name in dict.fromkeys(score.name for score in scores):
+        own = [score for score in scores if score.name == name]
+        err.print(Text(f"probe {one_line(name, 40)}:", style="dim"))
+        err.print(_worth(own[0]))
+        for flag in sorted(set.intersection(*(set(score.flags) for score in own))):
+            err.print(Text(f"    {_sentence(flag)}", style="yellow"))
 
 
 def _print_probe(scores: Sequence[ProbeScore], steps: dict[str, Step]) -> None:
@@ -54,7 +72,7 @@ def _print_probe(scores: Sequence[ProbeScore], steps: dict[str, Step]) -> None:
         out.print(Text(f"    {_MARKS[noted.index(flag) % len(_MARKS)]}: {_sentence(flag)}", style="yellow"))
     for flag in sorted(everywhere):
         out.print(Text(f"    {_sentence(flag)}", style="yellow"))
-    _print_worth(first)
+    out.print(_worth(first))
 
 
 def _probability(score: ProbeScore) -> str:
@@ -83,7 +101,7 @@ def _sentence(flag: str) -> str:
     return SENTENCES.get(flag, one_line(flag, 60))
 
 
-def _print_worth(score: ProbeScore) -> None:
+def _worth(score: ProbeScore) -> Text:
     """What the probe is worth where it was tested."""
     held = score.held_out
     line = f"    held-out accuracy {_interval(held.get('accuracy'))}, AUROC {_interval(held.get('auroc'))}"
@@ -93,7 +111,7 @@ def _print_worth(score: ProbeScore) -> None:
             f"; on {one_line(str(steps.get('steps')), 10)} held-out steps AUROC {_interval(steps.get('auroc'))}, "
             f"{one_line(str(steps.get('best_baseline')), 30)} alone {_interval(steps.get('best_baseline_auroc'))}"
         )
-    out.print(Text(line, style="dim"))
+    return Text(line, style="dim")
 
 
 def _interval(value: object) -> str:

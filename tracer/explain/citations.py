@@ -267,6 +267,35 @@ def cited_answer(
     )
 
 
+def cited_answers(
+    trace: Trace,
+    explanation: Explanation,
+    step_ids: Sequence[str],
+    *,
+    rule: Rule | None = None,
+    unit: Unit = "sentence",
+) -> list[CitedAnswer]:
+    """Citations for those of several steps that read something to cite, with a threshold over all of them.
+
+    Args:
+        trace: The trace.
+        explanation: What MIRAGE found out about the steps.
+        step_ids: The steps; where none of them read anything, that is an error as in `cited_answer`.
+        rule: What is cited; the range rule if not given.
+        unit: What contributions are added up over.
+
+    Raises:
+        InputError: As `cited_answer`.
+        UnknownNameError: As `cited_answer`.
+        TraceFormatError: As `cited_answer`.
+    """
+    read = [step_id for step_id in step_ids if explanation.details.get(step_id, {}).get("context")]
+    least = shared_threshold(explanation, read) if len(read) > 1 else 0.0
+    return [
+        cited_answer(trace, explanation, step_id, rule=rule, unit=unit, least=least) for step_id in read or step_ids
+    ]
+
+
 def joint_references(answers: Iterable[CitedAnswer]) -> tuple[Reference, ...]:
     """References of several answers of one trace, with what they contributed to all of them."""
     found: dict[tuple[int, str | None], Reference] = {}

@@ -34,6 +34,25 @@ _SEED_OF_MASKS = 7919
 
 
 @dataclass(frozen=True, slots=True)
+class Curves:
+    """Log-probability of a target as sources are taken away or added; all lists are ``(points,)``, nats but the first.
+
+    Args:
+        shares: Share of the sources that are gone, or there, from 0 to 1.
+        deletion: Without the sources that rank highest.
+        insertion: With them alone.
+        random_deletion: Mean over random orders.
+        random_insertion: Mean over random orders.
+    """
+
+    shares: tuple[float, ...]
+    deletion: tuple[float, ...]
+    insertion: tuple[float, ...]
+    random_deletion: tuple[float, ...]
+    random_insertion: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Faithfulness:
     """Measures of one method's scores for one target.
 
@@ -52,6 +71,7 @@ class Faithfulness:
         random_gap: Mean of the same over the random orders.
         random_spread: Its standard deviation from one random order to the next.
         passes: Different masks that were evaluated for the target, for all methods together.
+        curves: What the areas are measured on; ``None`` where they were not kept.
     """
 
     sources: int
@@ -65,10 +85,12 @@ class Faithfulness:
     random_gap: float
     random_spread: float
     passes: int = 0
+    curves: Curves | None = None
 
     def to_document(self) -> dict[str, JsonValue]:
         """Plain data for the trace."""
-        return asdict(self)
+        curves = None if self.curves is None else {name: list(line) for name, line in asdict(self.curves).items()}
+        return {**asdict(self), "curves": curves}
 
     @classmethod
     def from_document(cls, document: JsonValue) -> Self:
@@ -78,13 +100,28 @@ class Faithfulness:
             TraceFormatError: It is something else.
         """
         names = {item.name for item in fields(cls)}
-        if not isinstance(document, dict) or set(document) != names:
+        # Curves were not always kept.
+        if not isinstance(document, dict) or set(document) | {"curves"} != names:
             raise TraceFormatError("a stored faithfulness cannot be read; explain the trace again")
-        return cls(**document)  # type: ignore[arg-type]
+        return cls(**{**document, "curves": _read_curves(document.get("curves"))})  # type: ignore[arg-type]
+
+
+def _read_curves(document: JsonValue) -> Curves | None:
+    if document is None:
+        return None
+    names = {item.name for item in fields(Curves)}
+    if not isinstance(document, dict) or set(document) != names:
+        raise TraceFormatError("stored curves cannot be read; explain the trace again")
+    lines = {name: tuple(line) for name, line in document.items() if isinstance(line, list)}
+    return Curves(**lines)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
-class _Curves:
+class _Measured:
+    """Both curves of one order, ``(points,)`` each, and the areas below them."""
+
+    deletion_curve: NDArray[np.float64]
+    insertion_curve: NDArray[np.float64]
     deletion: float
     insertion: float
 
@@ -173,8 +210,22 @@ def measure(
             random_gap=float(np.mean([other.gap for other in random])),
             random_spread=float(np.std([other.gap for other in random], ddof=1 if len(random) > 1 else 0)),
             passes=removal.evaluated,
+            curves=_kept(curves, random, units, points),
         )
     return found
+
+
+def _kept(own: _Measured, random: Sequence[_Measured], units: int, points: int) -> Curves:
+    def line(values: NDArray[np.float64]) -> tuple[float, ...]:
+        return tuple(values.round(_DECIMALS).tolist())
+
+    return Curves(
+        tuple(count / units for count in _counts(units, points)),
+        line(own.deletion_curve),
+        line(own.insertion_curve),
+        line(np.mean([other.deletion_curve for other in random], axis=0)),
+        line(np.mean([other.insertion_curve for other in random], axis=0)),
+    )
 
 
 def _chance(units: int, orders: int, seed: int) -> list[NDArray[np.integer]]:
@@ -212,9 +263,9 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[inverse])
 
 
-def _curves(removal: Removal, order: NDArray[np.integer], points: int) -> _Curves:
+def _curves(removal: Removal, order: NDArray[np.integer], points: int) -> _Measured:
     deletion, insertion = (removal.values(path) for path in _paths(order, points))
-    return _Curves(_area(deletion, order, points), _area(insertion, order, points))
+    return _Measured(deletion, insertion, _area(deletion, order, points), _area(insertion, order, points))
 
 
 def _area(values: NDArray[np.float64], order: NDArray[np.integer], points: int) -> float:

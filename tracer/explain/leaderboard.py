@@ -32,11 +32,13 @@ DEFAULT_FIELD = (
     "attention_resolvent",
     "attention_rollout_sinkless",
     "two_hop",
+    "at2",
     "span",
     "alti",
     "alti_logit",
     "grad_x_input",
     "grad_l2",
+    "mirage",
     "leave_one_out",
     "contextcite",
 )

@@ -226,6 +226,7 @@ def explain(
         return work.run(
             requests,
             choose_targets(recorded, targets),
+            default=methods is None,
             found=found,
             ask=ask,
             faithfulness=faithfulness,
@@ -254,13 +255,14 @@ class _Work:
         requests: Sequence[Request],
         targets: Sequence[Target],
         *,
+        default: bool,
         found: Found,
         ask: bool,
         faithfulness: Trusted,
         force: bool,
     ) -> Report:
         """Compute what is missing."""
-        requests = [registry.prepare(request, self.replica) for request in requests]
+        requests = list(self._prepared(requests, default=default))
         check_identity(self.recorded, self.replica)
         self._check_length()
         scoring = Scoring(self.recorded, self.replica, found.probes, self.kept, ask=ask)
@@ -291,6 +293,15 @@ class _Work:
             found.hint,
             {str(draft.explanation.key): draft.tokens for draft in drafts},
         )
+
+    def _prepared(self, requests: Sequence[Request], *, default: bool) -> Iterator[Request]:
+        """Requests filled in for the model; of the default methods those that it has what they need for."""
+        for request in requests:
+            try:
+                yield registry.prepare(request, self.replica)
+            except InputError:
+                if not default:
+                    raise
 
     def parity(self, *, force: bool, scoring: Scoring) -> Parity:
         """The parity of trace and replica, measured unless it is known; probes read the same replay.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -17,7 +17,12 @@ from tracer.replay.tree import Ids, Node, PrefixTree, build_tree
 
 @torch.inference_mode()
 def complete(
-    replica: Replica, prompts: Sequence[Ids], *, max_tokens: int, cancel: threading.Event | None = None
+    replica: Replica,
+    prompts: Sequence[Ids],
+    *,
+    max_tokens: int,
+    enough: Callable[[Sequence[int]], bool] = lambda ids: False,
+    cancel: threading.Event | None = None,
 ) -> list[list[int]]:
     """The most likely next tokens of each prompt, one after another.
 
@@ -26,11 +31,12 @@ def complete(
     Args:
         replica: The model.
         prompts: Token ids, none of them empty.
-        max_tokens: How many tokens to add; nothing ends a continuation earlier.
+        max_tokens: How many tokens to add at most.
+        enough: Says of a prompt's new ids whether it needs no more.
         cancel: Ends the work between two passes.
 
     Returns:
-        For each prompt its ``max_tokens`` new ids.
+        For each prompt its new ids.
 
     Raises:
         PromptTooLongError: A prompt with its continuation is longer than the replica's context.
@@ -48,14 +54,20 @@ def complete(
     ends = np.array([places[-1] for places in tree.sequences])
     written = [[token] for token in _prompts(replica, tree, ends, plan, cancel)]
     leaves = [tree.nodes[number] for number in tree.node_of()[ends]]
+    going = list(range(len(prompts)))
     for number in range(max_tokens - 1):
         check_cancel(cancel)
-        leaves = _grow(leaves, [own[-1] for own in written], first=len(tree) + number * len(prompts))
+        kept = [place for place, prompt in enumerate(going) if not enough(written[prompt])]
+        going, leaves = [going[place] for place in kept], [leaves[place] for place in kept]
+        if not going:
+            break
+        last = [written[prompt][-1] for prompt in going]
+        leaves = _grow(leaves, last, first=len(tree) + number * len(prompts))
         plan.nodes = leaves
         positions = np.array([leaf.position for leaf in leaves])
-        rows = replica.forward(replica.embed([own[-1] for own in written]), positions, plan)
-        for own, token in zip(written, _likeliest(replica, rows), strict=True):
-            own.append(token)
+        rows = replica.forward(replica.embed(last), positions, plan)
+        for prompt, token in zip(going, _likeliest(replica, rows), strict=True):
+            written[prompt].append(token)
     return written
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement
 
 from tracer.store.owner import Owner
 from tracer.store.rows import timestamp
-from tracer.store.schema import about, traces
+from tracer.store.schema import about, documents, traces
 from tracer.store.search import Search, clean
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -46,6 +46,12 @@ class TraceSummary:
     completion_tokens: int
     owner: Owner | None
     """The process that recorded last; ``None`` for imported traces."""
+    methods: tuple[str, ...] = ()
+    """Methods of explanation that were computed for it, in the order of their names."""
+    probes: tuple[str, ...] = ()
+    """Probes that scored its steps."""
+    explained_seconds: float | None = None
+    """What the explanations took; ``None`` where there are none or it is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,8 +140,47 @@ def select_rows() -> sa.Select[tuple[object, ...]]:
     return sa.select(*traces.c, about.c.question).join(about, about.c.no == traces.c.no)
 
 
-def summary(row: sa.RowMapping, *, dead: Collection[int]) -> TraceSummary:
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What a listing shows of the documents that are attached to a trace."""
+
+    methods: tuple[str, ...] = ()
+    probes: tuple[str, ...] = ()
+    seconds: float | None = None
+
+
+def select_listed(numbers: Collection[int]) -> sa.Select[tuple[int, str, str | None, float | None]]:
+    """What `listed` needs of the documents of some traces."""
+    columns = sa.select(documents.c.no, documents.c.kind, documents.c.name, documents.c.seconds)
+    return columns.where(documents.c.no.in_(numbers)).distinct()
+
+
+def listed(rows: Iterable[sa.Row[int, str, str | None, float | None]]) -> dict[int, Listed]:
+    """Rows of `select_listed` by the number of their trace."""
+    found: dict[int, list[sa.Row[int, str, str | None, float | None]]] = {}
+    for row in rows:
+        found.setdefault(row.no, []).append(row)
+    return {no: _listed(own) for no, own in found.items()}
+
+
+def _listed(rows: Iterable[sa.Row[int, str, str | None, float | None]]) -> Listed:
+    names: dict[str, set[str]] = {"explanation": set(), "probe": set()}
+    seconds: set[float] = set()
+    for _, kind, name, took in rows:
+        names.setdefault(kind, set()).add(name or "unknown")
+        if kind == "explanation" and took is not None:
+            # Methods of one family share their passes and each carries the cost of all: it is counted once.
+            seconds.add(took)
+    return Listed(
+        methods=tuple(sorted(names["explanation"])),
+        probes=tuple(sorted(names["probe"])),
+        seconds=sum(seconds) if seconds else None,
+    )
+
+
+def summary(row: sa.RowMapping, *, dead: Collection[int], attached: Listed | None = None) -> TraceSummary:
     """One row of `select_rows` as a summary."""
+    attached = attached or Listed()
     owner = None
     if row["owner_host"] is not None:
         owner = Owner(host=row["owner_host"], pid=row["owner_pid"], started=row["owner_started"])
@@ -160,6 +205,9 @@ def summary(row: sa.RowMapping, *, dead: Collection[int]) -> TraceSummary:
         prompt_tokens=row["prompt_tokens"],
         completion_tokens=row["completion_tokens"],
         owner=owner,
+        methods=attached.methods,
+        probes=attached.probes,
+        explained_seconds=attached.seconds,
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -27,6 +28,7 @@ from tracer.trace.trace import Completion, Trace
 
 PACK_BYTES = 1 << 16
 """Longer payloads are stored compressed."""
+_NAME_CHARACTERS = 200
 
 
 def encode(text: str) -> dict[str, str | bytes | None]:
@@ -151,6 +153,27 @@ def document_to_json(document: dict[str, JsonValue]) -> str:
         return to_json(document, inf_nan_mode="null").decode()
     except PydanticSerializationError as error:
         raise InputError(f"an attached document must be plain JSON data: {error}") from None
+
+
+def document_row(document: dict[str, JsonValue]) -> dict[str, str | bytes | float | None]:
+    """The columns of an attached document, with what a listing shows of it.
+
+    Raises:
+        InputError: It is not plain JSON data.
+    """
+    return {**encode(document_to_json(document)), **listed(document)}
+
+
+def listed(document: Mapping[str, JsonValue]) -> dict[str, str | float | None]:
+    """What a listing shows of an attached document: a method's or a probe's name, and seconds of work."""
+    names = [name for name in (document.get("method"), document.get("name")) if isinstance(name, str)]
+    cost = document.get("cost")
+    seconds = cost.get("seconds") if isinstance(cost, dict) else None
+    return {
+        # A NUL ends a text in some databases.
+        "name": names[0].replace("\0", "")[:_NAME_CHARACTERS] if names else None,
+        "seconds": float(seconds) if isinstance(seconds, int | float) and math.isfinite(seconds) else None,
+    }
 
 
 def _tokens(completions: Sequence[Completion]) -> int:

@@ -9,11 +9,13 @@ import sqlite3
 from collections.abc import Callable
 
 import sqlalchemy as sa
+from pydantic_core import from_json
 from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, Text
 
 from tracer.errors import StoreVersionError
+from tracer.store.rows import decode, listed
 
-STORE_VERSION = 1
+STORE_VERSION = 2
 APPLICATION_ID = 0x54524352
 """Marks an SQLite file as a store ("TRCR"), so that another program's database is never written to."""
 
@@ -100,12 +102,30 @@ documents = Table(
     Column("key", Text, nullable=False),
     Column("payload", Text),
     Column("packed", LargeBinary),
+    Column("name", Text),
+    Column("seconds", Float(53)),
     Index("documents_key", "no", "kind", "key", unique=True),
+    # Covers what a listing shows, so that the long payloads are not touched for it.
+    Index("documents_listed", "no", "kind", "name", "seconds"),
     sqlite_autoincrement=True,
 )
 
 Migration = Callable[[sa.Connection], None]
-MIGRATIONS: dict[int, Migration] = {}
+
+
+def _list_documents(connection: sa.Connection) -> None:
+    """What a listing shows of explanations and probe scores moves to columns of its own."""
+    connection.exec_driver_sql("ALTER TABLE documents ADD COLUMN name TEXT")
+    connection.exec_driver_sql("ALTER TABLE documents ADD COLUMN seconds DOUBLE PRECISION")
+    connection.exec_driver_sql("CREATE INDEX documents_listed ON documents (no, kind, name, seconds)")
+    for number in connection.execute(sa.select(documents.c.id)).scalars().all():
+        own = documents.c.id == number
+        payload, packed = connection.execute(sa.select(documents.c.payload, documents.c.packed).where(own)).one()
+        shown = listed(from_json(decode(payload, packed)))
+        connection.execute(documents.update().where(own).values(shown))
+
+
+MIGRATIONS: dict[int, Migration] = {2: _list_documents}
 """Step ``n`` turns a store of version ``n - 1`` into one of version ``n``; all needed steps share one transaction."""
 
 

@@ -20,8 +20,8 @@ from tracer.errors import StoreError, TraceNotFoundError
 from tracer.store.arrays import SUFFIX, Arrays
 from tracer.store.database import Database, DiskFullError, default_location
 from tracer.store.owner import Owner, current_owner
-from tracer.store.query import TraceFilter, TraceSummary, choose, select_rows, summary
-from tracer.store.rows import Batch, decode, decode_event, document_to_json, encode
+from tracer.store.query import TraceFilter, TraceSummary, choose, listed, select_listed, select_rows, summary
+from tracer.store.rows import Batch, decode, decode_event, document_row
 from tracer.store.schema import documents, events, has_fts5, traces
 from tracer.store.search import Search, clean
 from tracer.store.write import Writer
@@ -177,7 +177,9 @@ class Store:
             # Numbers first: that needs only an index, and the wide rows are then read for one page.
             numbers = page.order_by(*ordered).limit(limit).offset(offset).subquery()
             rows = select_rows().where(traces.c.no.in_(sa.select(numbers.c.no))).order_by(*ordered)
-            return [summary(row, dead=dead) for row in connection.execute(rows).mappings()]
+            found = connection.execute(rows).mappings().all()
+            attached = listed(connection.execute(select_listed([row["no"] for row in found])))
+            return [summary(row, dead=dead, attached=attached.get(row["no"])) for row in found]
 
     def count(self, wanted: TraceFilter | None = None) -> int:
         """How many traces a filter chooses.
@@ -199,7 +201,8 @@ class Store:
         with self._consistent() as (connection, dead):
             row = self._find(connection, trace_id)
             found = connection.execute(select_rows().where(traces.c.no == row.no)).mappings().one()
-            return summary(found, dead=dead)
+            attached = listed(connection.execute(select_listed([row.no])))
+            return summary(found, dead=dead, attached=attached.get(row.no))
 
     def import_trace(self, trace: Trace, *, on_conflict: Conflict = "error") -> str:
         """Store a trace that was recorded elsewhere; `load` gives it back to the byte.
@@ -280,7 +283,7 @@ class Store:
             TraceNotFoundError: No trace or several match.
             StoreError: The store cannot be written.
         """
-        stored = {key: encode(document_to_json(document)) for key, document in attached.items()}
+        stored = {key: document_row(document) for key, document in attached.items()}
         with self._database.write() as connection:
             no = self._find(connection, trace_id).no
             own = (documents.c.no == no, documents.c.kind == kind)

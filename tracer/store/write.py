@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from tracer.errors import StoreError, TraceFormatError, TraceNotFoundError
 from tracer.store.owner import Owner
-from tracer.store.rows import Batch, Delta, document_to_json, encode, timestamp
+from tracer.store.rows import Batch, Delta, document_row, timestamp
 from tracer.store.schema import SEQ_BITS, about, documents, events, traces
 from tracer.store.search import Search, clean, reference
 from tracer.store.statement import Statement
@@ -102,7 +102,7 @@ class Writer:
         attached = [("explanation", document) for document in trace.explanations]
         attached += [("probe", document) for document in trace.probes]
         for index, (kind, document) in enumerate(attached):
-            row = encode(document_to_json(document))
+            row = document_row(document)
             connection.execute(documents.insert().values(no=no, kind=kind, key=f"imported-{index}", **row))
 
     def remove(self, connection: sa.Connection, no: int) -> None:

@@ -1,34 +1,38 @@
-"""The runs in the store: filter, search, import, open one."""
+"""The runs in the store: filter, search, open one, compare two, delete, import."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Sequence
+from functools import partial
 
 import streamlit as st
 
-from tracer.errors import TracerError
-from tracer.store import Store, TraceFilter
+from tracer.errors import TraceNotFoundError, TracerError
+from tracer.store import Store, TraceFilter, TraceSummary
 from tracer.trace.trace import MAX_FILE_BYTES, Trace
 from ui import elements, palette, payload, state
 
 PAGE_SIZE = 100
 RECENT_FOR_MODELS = 200
 REFRESH_SECONDS = 2
+NAMED = 8
+"""Runs that are named before they are deleted."""
 TABLE = "runs_table"
 UPLOAD = "runs_upload"
 COMMANDS = 'tracer run cot "What is 17 * 23?"\nmake demo'
 COLUMNS = {
-    "when": st.column_config.TextColumn("when", width=150),
+    "when": st.column_config.TextColumn("when", width=140),
     "agent": st.column_config.TextColumn("agent", width=70),
-    "model": st.column_config.TextColumn("model", width=140),
-    "question": st.column_config.TextColumn("question", width=290),
+    "model": st.column_config.TextColumn("model", width=110),
+    "question": st.column_config.TextColumn("question", width=250),
     "status": st.column_config.TextColumn("status", width=95),
-    "answer": st.column_config.TextColumn("answer", width=155),
+    "answer": st.column_config.TextColumn("answer", width=120),
     "correct": st.column_config.TextColumn("correct", width=80),
     "steps": st.column_config.NumberColumn("steps", width=60, format="localized"),
     "tokens": st.column_config.NumberColumn("tokens", width=75, format="localized"),
-    "seconds": st.column_config.NumberColumn("seconds", width=75, format="%.1f"),
+    "seconds": st.column_config.NumberColumn("seconds", width=70, format="%.1f"),
+    "methods": st.column_config.TextColumn("explained by", width=170),
+    "explained": st.column_config.NumberColumn("explained in s", width=100, format="%.1f"),
 }
 
 
@@ -37,18 +41,24 @@ def main() -> None:
     linked = state.run_id()
     if linked is not None:
         state.open_run(linked)
-    st.title("Runs")
+    title, new = st.columns([6, 1], vertical_alignment="bottom")
+    title.title("Runs")
     with elements.failures("The store cannot be read."):
         store = state.store()
         empty = not store.list(limit=1)
         if not empty:
+            new.page_link(state.NEW_RUN_PAGE, label="New run", icon=":material/add:")
             _filters(store)
             running = store.count(TraceFilter(status="running")) > 0
             # Asked for here, so that a page without running runs costs nothing while it is open.
             st.fragment(_table, run_every=REFRESH_SECONDS if running else None)(running)
     if empty:
-        st.info("There are no runs yet. Record one on the command line, or drop an exported trace below.")
+        st.info("There are no runs yet. Start one here or on the command line, or drop an exported trace below.")
+        st.page_link(state.NEW_RUN_PAGE, label="New run", icon=":material/add:")
         st.code(COMMANDS, language=None)
+    if state.runs_to_delete():
+        # Not in the fragment above: when that is drawn again, it would take the question away.
+        _confirm()
     _import()
 
 
@@ -56,7 +66,7 @@ def _filters(store: Store) -> None:
     def restart() -> None:
         state.set_runs_offset(0)
 
-    search, agent, model, status, correct = st.columns([4, 2, 3, 2, 2])
+    search, task, agent, model, status, correct = st.columns([4, 3, 2, 3, 2, 2])
     search.text_input(
         "Search",
         key=state.SEARCH,
@@ -64,6 +74,13 @@ def _filters(store: Store) -> None:
         on_change=restart,
         persist_state="session",
         help="Finds runs with a step that has all these words; put a phrase in quotation marks.",
+    )
+    task.text_input(
+        "Task",
+        key=state.TASK,
+        placeholder="part of the question",
+        on_change=restart,
+        persist_state="session",
     )
     agent.selectbox(
         "Agent",
@@ -122,28 +139,44 @@ def _table(polling: bool) -> None:
         st.info("No run matches these filters.")
         st.button("Clear the filters", on_click=state.clear_filters)
         return
+    selected = [run for run in found if run.id in state.selected_runs()]
     _pager(offset, len(found), total=total, polling=polling)
-    event = st.dataframe(
+    _actions(selected)
+    ids = [run.id for run in found]
+    # By their ids, since their rows move down when another run begins.
+    rows = [row for row, run in enumerate(found) if run in selected]
+    st.session_state[TABLE] = {"selection": {"rows": rows, "cells": []}}
+    st.dataframe(
         payload.runs_table(found, state.zone()),
         key=TABLE,
         hide_index=True,
         column_config=COLUMNS,
         height=min(38 + 35 * len(found), 640),
         placeholder="",
-        on_select="rerun",
-        selection_mode=["single-row", "single-cell"],
+        on_select=partial(_choose, ids),
+        selection_mode=["multi-row", "single-cell"],
         alt="Runs, newest first",
     )
-    row = elements.clicked_row(cast("Mapping[str, Any]", event))
-    ids = state.runs_shown()
-    if row is not None and row < len(ids):
-        state.open_run(ids[row])
-    state.set_runs_shown([run.id for run in found])
+    clicked = state.clicked_run()
+    if clicked is not None:
+        state.open_run(clicked)
+
+
+def _choose(ids: Sequence[str]) -> None:
+    """A click into a row opens the run; its marker ticks it."""
+    selection = st.session_state[TABLE]["selection"]
+    cells = selection.get("cells") or ()
+    if cells and cells[0][0] < len(ids):
+        state.click_run(ids[cells[0][0]])
+    state.select_runs([ids[row] for row in selection.get("rows") or () if row < len(ids)])
 
 
 def _pager(offset: int, shown: int, *, total: int, polling: bool) -> None:
     text, back, on, refresh = st.columns([6, 1, 1, 1], vertical_alignment="bottom")
-    text.caption(f"Runs {offset + 1:,d} to {offset + shown:,d} of {total:,d}, newest first. Click a run to open it.")
+    text.caption(
+        f"Runs {offset + 1:,d} to {offset + shown:,d} of {total:,d}, newest first. Click a run to open it; tick two to "
+        "compare them."
+    )
     turn = state.set_runs_offset
     if total > PAGE_SIZE:
         back.button("Newer", on_click=turn, args=(offset - PAGE_SIZE,), disabled=offset == 0, width="stretch")
@@ -151,6 +184,52 @@ def _pager(offset: int, shown: int, *, total: int, polling: bool) -> None:
         on.button("Older", on_click=turn, args=(offset + PAGE_SIZE,), disabled=last, width="stretch")
     if not polling:
         refresh.button("Refresh", width="stretch")
+
+
+def _actions(selected: Sequence[TraceSummary]) -> None:
+    """What can be done with the runs that are ticked; always there, so that the table stays where it is."""
+    text, compare, delete, none = st.columns([6, 1, 1, 1], vertical_alignment="bottom")
+    text.caption(f"{len(selected):,d} ticked." if selected else "None ticked.")
+    if compare.button("Compare", disabled=len(selected) != 2, width="stretch", help="Two runs, side by side."):
+        earlier, later = sorted(selected, key=lambda run: run.created_at)
+        state.compare_runs(earlier.id, later.id)
+    if delete.button("Delete", disabled=not selected, width="stretch"):
+        state.set_runs_to_delete([run.id for run in selected])
+        st.rerun()
+    none.button("Tick none", on_click=state.select_runs, args=((),), disabled=not selected, width="stretch")
+
+
+def _keep() -> None:
+    state.set_runs_to_delete(())
+
+
+@st.dialog("Delete runs?", on_dismiss=_keep)
+def _confirm() -> None:
+    """Ask before runs are deleted; one that is under way is left alone."""
+    store = state.store()
+    found: list[TraceSummary] = []
+    for trace_id in state.runs_to_delete():
+        try:
+            found.append(store.summary(trace_id))
+        except TraceNotFoundError:
+            continue
+    there = [run for run in found if run.status != "running"]
+    if len(there) < len(found):
+        st.warning("A run that is under way is kept; cancel it first.")
+    for run in there[:NAMED]:
+        st.text(f"{palette.agent_name(run.agent)}: {payload.one_line(run.question, limit=90)}")
+    if len(there) > NAMED:
+        st.caption(f"and {len(there) - NAMED:,d} more")
+    st.caption("Their explanations and probe scores go with them. This cannot be undone.")
+    delete, keep = st.columns(2)
+    keep.button("Keep them", on_click=_keep, width="stretch", key="keep_runs")
+    if delete.button("Delete them", type="primary", disabled=not there, width="stretch", key="delete_runs"):
+        with elements.failures("They were not deleted."):
+            for run in there:
+                store.delete(run.id)
+        _keep()
+        state.select_runs(())
+        st.rerun()
 
 
 def _import() -> None:

@@ -7,6 +7,7 @@ from functools import partial
 
 import streamlit as st
 
+from tracer.explain.methods import METHODS
 from tracer.trace.trace import Trace
 from ui import card_reading, elements, jobs, payload, state
 from ui.components import token_map
@@ -162,7 +163,7 @@ def _notes(
 
 
 def _explain(evidence: Evidence, methods: list[str], names: list[str]) -> None:
-    if names:
+    if names and all(name in METHODS for name in methods):
         jobs.start_button(
             "Explain every token of it" if names[0].endswith("#*") else "Explain its steps",
             "explain",

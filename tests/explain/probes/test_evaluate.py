@@ -17,9 +17,9 @@ from tracer.explain.probes.fit import fit
 from tracer.explain.probes.held_out import Material, Watch, by_what, choose_layers, left_out, topic_folds
 from tracer.explain.probes.metrics import accuracy
 from tracer.explain.probes.probe import Probe
-from tracer.explain.probes.results import Evaluation, MethodResult
 from tracer.explain.probes.tables import evaluation_tables
 from tracer.explain.probes.train import train
+from tracer.trace.probe_report import Evaluation, MethodResult
 
 MATERIAL = planted(topics=5, entities=16, strength=2.0, seed=1).material
 METHODS = ("ttpd", "logistic_l2", "mass_mean")
@@ -43,7 +43,7 @@ def test_planted_truth_is_found_on_topics_left_out(found: Evaluation) -> None:
         assert result.accuracy.low < result.accuracy.value < result.accuracy.high
         assert {topic.layer for topic in result.topics} == {1}
         assert result.affirmative == pytest.approx(result.negated, abs=0.06)
-    layers = {(item.method, item.layer): item.accuracy for item in found.by_layer}
+    layers = {(item.method, item.layer): item.accuracy.value for item in found.by_layer}
     assert layers["ttpd", 1] > 0.9
     assert abs(layers["ttpd", 0] - 0.5) < 0.1
 
@@ -123,6 +123,12 @@ def test_pictures_hold_what_is_drawn(found: Evaluation) -> None:
     assert picture.roc.false_positives[0] == picture.roc.true_positives[0] == 0.0
     assert picture.roc.false_positives[-1] == picture.roc.true_positives[-1] == 1.0
     assert sum(item.count for item in picture.reliability.bins) == found.statements
+    counts = picture.density
+    assert sum(counts.true) + sum(counts.false) == found.statements and len(counts.edges) == len(counts.true) + 1
+    middle = np.array(counts.edges[:-1]) + np.diff(counts.edges) / 2
+    assert np.average(middle, weights=counts.true) > np.average(middle, weights=counts.false) + 1.0
+    planted = next(item for item in found.by_layer if item.method == picture.method and item.layer == 1)
+    assert planted.accuracy.low < planted.accuracy.value < planted.accuracy.high
     places = found.projection
     assert places is not None
     truth, label = np.array(places.truth), np.array(places.label)

@@ -15,7 +15,8 @@ import torch
 from tests.explain.probes.truthful_model import truth_probe
 from tests.explain.tiny_runs import AUTO, write_replica
 from tracer.errors import CancelledError, InputError
-from tracer.explain.probes import step_probe
+from tracer.explain.probes import step_probe, unseen_steps
+from tracer.explain.probes.controls import TEXT
 from tracer.explain.probes.first_error import (
     NONE,
     MistakeChain,
@@ -28,10 +29,10 @@ from tracer.explain.probes.first_error import (
 )
 from tracer.explain.probes.metrics import auroc, auroc_difference
 from tracer.explain.probes.places import POSITIONS, Position
-from tracer.explain.probes.saved import STEPS
+from tracer.explain.probes.saved import STEPS, mark
 from tracer.explain.probes.step_chains import StepExample, chains, perturbed
 from tracer.explain.probes.step_features import StepFeatures, on_policy, step_features
-from tracer.explain.probes.step_probe import measure_on_steps, train_step_probe
+from tracer.explain.probes.step_probe import train_step_probe
 from tracer.explain.probes.transfer import (
     Reader,
     cross_validated,
@@ -40,6 +41,7 @@ from tracer.explain.probes.transfer import (
     step_worth,
     transfer,
 )
+from tracer.explain.probes.unseen_steps import unseen_chains, with_worth
 from tracer.replay.model import Replica, identity_of
 
 WIDTH, LAYERS = 32, 2
@@ -143,7 +145,7 @@ def test_own_results_are_judged_by_the_verified_ones(replica: Replica, monkeypat
     assert tokenizer is not None
     seen: list[str] = []
 
-    def scripted(_replica: Replica, prompts: list[Any], *, max_tokens: int, cancel: object = None) -> list[list[int]]:
+    def scripted(_replica: Replica, prompts: list[Any], *, max_tokens: int, **_: object) -> list[list[int]]:
         """A model that gives right results after a plus and 7 after anything else, and none after a minus."""
         written = []
         for prompt in prompts:
@@ -194,7 +196,10 @@ def test_baselines_are_on_their_own_scale(replica: Replica) -> None:
     labels = labels_of(200)
     features = made(labels, logprob=2.0)
     found = {item.name: item for item in measure_baselines(features, draws=100)}
-    assert set(found) == {*features.baselines, "operation"}
+    assert set(found) == {*features.baselines, "operation", TEXT}
+    # The steps' words say nothing about labels that were drawn at random.
+    text = found[TEXT].auroc
+    assert text is not None and text.low < 0.5 < text.high + 0.05
     own = found["answer_logprob"]
     assert own.auroc is not None and own.auroc.value == pytest.approx(
         auroc(features.baselines["answer_logprob"], labels)
@@ -242,32 +247,53 @@ def test_a_step_probe_finds_the_planted_layer_and_token(
     def mistaken(_replica: Replica, chosen: Any, **_: Any) -> list[StepExample]:
         return [item for number, item in enumerate(perturbed(chosen, seed=77)) if number % 3]
 
-    monkeypatch.setattr(step_probe, "step_features", planted)
-    monkeypatch.setattr(step_probe, "on_policy", mistaken)
+    for module in (step_probe, unseen_steps):
+        monkeypatch.setattr(module, "step_features", planted)
+        monkeypatch.setattr(module, "on_policy", mistaken)
     stages: set[str] = set()
-    probe = train_step_probe(replica, problems=25, test_problems=20, progress=lambda stage, *_: stages.add(stage))
+    probe, unseen = train_step_probe(
+        replica, problems=25, test_problems=20, progress=lambda stage, *_: stages.add(stage)
+    )
     record = probe.record
     assert (record.name, record.layer, record.position) == (STEPS, 1, "answer")
     assert record.held_out.overall.auroc is not None and record.held_out.overall.auroc.value > 0.95
-    assert {item.name for item in record.held_out.controls} == {"shuffled labels", "random direction"}
+    assert {item.name for item in record.held_out.controls} == {"shuffled labels", "random direction", "layer 0"}
     for control in record.held_out.controls:
         assert control.auroc is not None and abs(control.auroc.value - 0.5) < 0.25
     assert record.on_steps is not None and record.on_steps.beats_logprob
     assert abs(float(probe.probe.weights[0])) == np.abs(probe.probe.weights).max()
     assert record.median_norm is not None and record.training.texts
-    assert stages == {"choosing a layer"}
+    assert "choosing a layer" in stages
+    learnt = set(record.training.texts)
+    assert unseen.own is not None
+    for features in (unseen.own, unseen.made_up):
+        assert not learnt & {mark(item.step.text) for item in features.examples}
     probe.save(tmp_path / "steps.safetensors")
     loaded = type(probe).load(tmp_path / "steps.safetensors", identity=identity_of(replica))
     assert loaded.record == record
 
 
 def test_a_step_probe_of_a_random_model_is_worth_nothing(replica: Replica) -> None:
-    probe = train_step_probe(replica, problems=12, test_problems=12)
+    probe, unseen = train_step_probe(replica, problems=12, test_problems=12)
     # A random model comes to no result, so that there is nothing of its own to judge.
     assert probe.record.on_steps is None
     assert probe.record.held_out.overall.auroc is not None
-    assert measure_on_steps(replica, [probe], test_problems=8) == {STEPS: None}
+    assert unseen.own is None
+    assert [item.record.on_steps for item in with_worth([probe], unseen.own)] == [None]
     assert "random model" not in probe.record.held_out.protocol
+
+
+def test_unseen_problems_have_no_step_that_was_learnt_from() -> None:
+    first = unseen_chains(20, seed=4)
+    learnt = {mark(step.text) for chain in first[:5] for step in chain.steps}
+    apart = unseen_chains(20, seed=4, learnt=learnt)
+    assert len(apart) == 20 and not {chain.problem for chain in first[:5]} & {chain.problem for chain in apart}
+    assert not learnt & {mark(step.text) for chain in apart for step in chain.steps}
+    # Problems to learn from and problems to judge by are drawn apart.
+    assert not {chain.problem for chain in chains(200, seed=4)} & {chain.problem for chain in first}
+    everything = {mark(step.text) for chain in unseen_chains(40, seed=4) for step in chain.steps}
+    with pytest.raises(InputError, match="no step that the probe learnt from"):
+        unseen_chains(20, seed=4, learnt=everything)
 
 
 def test_transfer_reads_the_layer_of_each_probe(replica: Replica) -> None:
@@ -281,6 +307,10 @@ def test_transfer_reads_the_layer_of_each_probe(replica: Replica) -> None:
     assert found.probes[0].beats_logprob
     assert sum(count for count, _ in found.by_operation.values()) == found.rows == 240
     assert sum(wrong for _, wrong in found.by_operation.values()) == found.wrong
+    curves = {item.name: item.roc for item in found.curves}
+    assert set(curves) == {"statements", *features.baselines}
+    heights = np.interp(0.2, curves["statements"].false_positives, curves["statements"].true_positives)
+    assert heights > 0.8
     with pytest.raises(InputError, match="layer 1, which was not extracted"):
         read_steps(replace(features, layers=(0,)), Reader.of(probe))
 
@@ -333,7 +363,7 @@ def test_a_probe_that_knows_finds_every_first_error(replica: Replica, monkeypatc
     assert methods["statements"].named is not None and methods["statements"].named.value == 1.0
     assert methods["chance"].overall.value == pytest.approx(0.25)
     assert methods["answer_logprob"].overall.value < 0.7
-    assert {"asking the model", "most common place", "mean_logprob", "min_logprob", "entropy"} < set(methods)
+    assert {"asking the model", TEXT, "most common place", "mean_logprob", "min_logprob", "entropy"} < set(methods)
 
 
 def test_asking_takes_the_likeliest_number(replica: Replica, folder: Path) -> None:

@@ -13,10 +13,9 @@ from pydantic import JsonValue
 
 from tests.explain.tiny_runs import AUTO, VOCABULARY, write_replica
 from tracer.explain.probes.calibration import fit_calibration
-from tracer.explain.probes.metrics import Estimate, Measured
 from tracer.explain.probes.probe import Probe
-from tracer.explain.probes.saved import HeldOut, ProbeRecord, SavedProbe, Training
-from tracer.explain.probes.step_worth import StepWorth
+from tracer.explain.probes.saved import ProbeRecord, SavedProbe, Training
+from tracer.trace.probe_report import Estimate, HeldOut, Measured, StepWorth
 
 WIDTH = 32
 TRUE, FALSE = "!", "."
@@ -97,3 +96,12 @@ def truth_probe(
         created_at=datetime(2026, 1, 1, tzinfo=UTC).isoformat(),
     )
     return SavedProbe(record, Probe("logistic", DIRECTION, 0.0))
+
+
+def direction_probe(
+    identity: Mapping[str, JsonValue], width: int, *, name: str, layer: int, position: str
+) -> SavedProbe:
+    """A probe of any model that reads a direction of length one, drawn at random."""
+    direction = np.random.default_rng(layer).standard_normal(width)
+    known = truth_probe(identity, name=name, layer=layer, position=position)
+    return SavedProbe(known.record, Probe("logistic", direction / np.linalg.norm(direction), 0.0))

@@ -16,6 +16,8 @@ from tracer.explain.checked import read_checked, write_checked
 from tracer.replay.model import Replica, identity_of
 
 _ARRAY = "heads"
+_SHIPPED = Path(__file__).with_name("fitted")
+"""Weights that come with the package, by the model that they were fitted for."""
 
 
 class Interval(BaseModel):
@@ -114,13 +116,13 @@ def load_weights(path: Path | None, replica: Replica) -> HeadWeights:
     """The weights in a file, or those that were fitted for a model and kept.
 
     Args:
-        path: The file; ``None`` takes the place where ``tracer at2 fit`` puts them.
+        path: The file; ``None`` takes the place where ``tracer at2 fit`` puts them, else those that the package brings.
         replica: The model that they shall be for.
 
     Raises:
         InputError: There are none, they are damaged, or they belong to another model.
     """
-    chosen = path or default_path(replica)
+    chosen = path or _kept(replica)
     if not chosen.is_file():
         where = "no weights are fitted for this model" if path is None else f"there is no file {path}"
         raise InputError(f"at2: {where}; run `tracer at2 fit RUN...`")
@@ -140,3 +142,10 @@ def load_weights(path: Path | None, replica: Replica) -> HeadWeights:
             f"{own['name'] or 'this one'}; run `tracer at2 fit RUN...` with runs of this one"
         )
     return HeadWeights(np.asarray(values, dtype=np.float32), about, found.sha256)
+
+
+def _kept(replica: Replica) -> Path:
+    """A person's own fit, or the one that comes with the package."""
+    own = default_path(replica)
+    shipped = _SHIPPED / own.name
+    return shipped if shipped.is_file() and not own.is_file() else own

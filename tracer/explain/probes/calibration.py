@@ -13,38 +13,13 @@ from tracer.errors import InputError
 from tracer.explain.probes.examples import Flags, Floats, one_thread
 from tracer.explain.probes.logistic import fit_logistic
 from tracer.explain.probes.statements import Indices
+from tracer.trace.probe_report import Bin, Reliability
 from tracer.trace.trace import Finite
 
 _BINS = 10
 _DRAWS = 200
 _FOLDS = 10
 _LEVEL = 0.95
-
-
-class Bin(BaseModel):
-    """Statements that were given about the same probability."""
-
-    model_config = ConfigDict(frozen=True)
-
-    count: int
-    predicted: Finite
-    """Mean probability that they were given."""
-    share: Finite
-    """Share of them that is true."""
-    low: Finite
-    """95% interval of that share (Clopper & Pearson 1934), were the statements independent."""
-    high: Finite
-
-
-class Reliability(BaseModel):
-    """How well probabilities of statements that had no part in the fit agree with the truth."""
-
-    model_config = ConfigDict(frozen=True)
-
-    bins: tuple[Bin, ...]
-    """Ten bins of equal width, those without a statement left out."""
-    ece: Finite
-    """Expected calibration error: mean of |share - predicted| over statements (Naeini et al. 2015)."""
 
 
 class Band(NamedTuple):

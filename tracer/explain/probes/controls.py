@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tracer.explain.probes.directions import along
-from tracer.explain.probes.examples import Examples, Floats
+from tracer.explain.probes.examples import Examples, Flags, Floats
 from tracer.explain.probes.fit import fit
 from tracer.explain.probes.held_out import REPEATS, Material, Trainer, equal_rows
 from tracer.explain.probes.probe import Probe
 
 TEXT = "TF-IDF of the text"
 """Name of the baseline that reads no hidden state."""
+Texts = NDArray[np.object_]
+"""Texts, ``(rows,)``."""
 _WORD = r"(?u)\b\w+\b"
 """Single letters count as well: symbols of elements."""
 
@@ -74,9 +77,6 @@ def text_scores(material: Material, *, repeats: int = REPEATS, seed: int = 0) ->
     Returns:
         ``(repeats, rows)``, above zero for true.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-
     examples = material.examples
     texts = np.array([item.text for item in material.statements], dtype=object)
     scores = np.full((repeats, len(texts)), np.nan)
@@ -85,10 +85,23 @@ def text_scores(material: Material, *, repeats: int = REPEATS, seed: int = 0) ->
         others = [number for number in range(len(material.topics)) if number != topic]
         for repeat in range(repeats):
             rows = equal_rows(examples, others, np.random.default_rng([seed, repeat, topic]))
-            words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=_WORD)
-            model = LogisticRegression(max_iter=1000).fit(words.fit_transform(texts[rows]), examples.labels[rows])
-            scores[repeat, test] = model.decision_function(words.transform(texts[test]))
+            scores[repeat, test] = text_scorer(texts[rows], examples.labels[rows])(texts[test])
     return scores
+
+
+def text_scorer(texts: Texts, labels: Flags) -> Callable[[Texts], Floats]:
+    """Logistic regression on TF-IDF of single words and pairs; scores other texts, above zero for true."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=_WORD)
+    model = LogisticRegression(max_iter=1000).fit(words.fit_transform(texts), labels)
+
+    def score(others: Texts) -> Floats:
+        found: Floats = model.decision_function(words.transform(others))
+        return found
+
+    return score
 
 
 def _random_direction(examples: Examples, seed: int) -> Probe:

@@ -31,8 +31,8 @@ from tracer.explain.probes.held_out import (
     left_out,
     topic_folds,
 )
-from tracer.explain.probes.metrics import accuracy, auroc, estimate, mean_draws, roc
-from tracer.explain.probes.results import Evaluation, LayerResult, MethodResult, Picture, Projection, TopicResult
+from tracer.explain.probes.metrics import accuracy, auroc, density, estimate, mean_draws, roc
+from tracer.trace.probe_report import Evaluation, LayerResult, MethodResult, Picture, Projection, TopicResult
 
 METHODS = ("ttpd", "logistic", "logistic_l2", "mass_mean", "ccs")
 """Kinds of probes that are compared by default."""
@@ -40,6 +40,8 @@ SWEPT = ("ttpd", "logistic_l2", "mass_mean")
 """Those that are fitted at every layer."""
 LAYER_REPEATS = 2
 """Draws of training rows at every layer; the layer that was chosen gets all."""
+LAYER_DRAWS = 200
+"""Bootstrap samples for the interval at every layer."""
 _POINTS = 2000
 """Most points of a scatter that is kept for a picture."""
 _NEEDS_NEGATIONS = frozenset({"ttpd", "ccs"})
@@ -49,6 +51,7 @@ def evaluate(
     material: Material,
     *,
     model: str | None = None,
+    source: str = "",
     methods: Sequence[str] = METHODS,
     layer: int | None = None,
     swept: Sequence[int] | None = None,
@@ -62,6 +65,7 @@ def evaluate(
     Args:
         material: Statements with hidden states.
         model: Name of the model.
+        source: Where the statements came from.
         methods: Kinds of probes.
         layer: The layer to judge at; chosen on training topics if not given.
         swept: Layers for the picture of accuracy by layer; all if not given.
@@ -93,6 +97,7 @@ def evaluate(
     text = text_scores(material, repeats=repeats, seed=seed)
     return Evaluation(
         model=model,
+        source=source,
         statements=len(material.statements),
         left_out=left_out_name,
         topics=material.topics,
@@ -195,6 +200,7 @@ def _by_layer(
 ) -> list[LayerResult]:
     found: list[LayerResult] = []
     examples = material.examples
+    entities = [(item.topic, item.entity) for item in material.statements]
     members = [np.flatnonzero(examples.topics == number) for number in range(len(material.topics))]
     for layer in layers:
         where = dict.fromkeys(range(len(material.topics)), layer)
@@ -206,13 +212,14 @@ def _by_layer(
             area = np.array(
                 [[auroc(line[rows], examples.labels[rows]) for rows in members] for line in scores], dtype=np.float64
             )
+            drawn = mean_draws(scores, examples.labels, examples.topics, entities, seed=seed, draws=LAYER_DRAWS)
             found.append(
                 LayerResult(
                     method=method,
                     layer=layer,
-                    accuracy=float(right.mean()),
+                    accuracy=estimate(float(right.mean()), drawn[0]),
                     accuracy_sd=_spread(right),
-                    auroc=float(area.mean()),
+                    auroc=estimate(float(area.mean()), drawn[1]),
                 )
             )
     return found
@@ -222,7 +229,12 @@ def _picture(name: str, scores: Floats, material: Material, seed: int) -> Pictur
     labels = material.labels
     mean = scores.mean(0)
     calibration = fit_calibration(mean, labels, [item.topic for item in material.statements], seed=seed)
-    return Picture(method=name, roc=roc(mean, labels), reliability=calibration.reliability)
+    return Picture(
+        method=name,
+        roc=roc(mean, labels),
+        reliability=calibration.reliability,
+        density=density(mean, labels),
+    )
 
 
 def _projection(material: Material, layers: Mapping[int, int], seed: int) -> Projection | None:

@@ -15,19 +15,20 @@ from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from tracer.errors import InputError
 from tracer.explain.probes.activations import tokenizer_of
 from tracer.explain.probes.asking import Progress, option_logprobs, prompt_ids
+from tracer.explain.probes.controls import TEXT
 from tracer.explain.probes.examples import Floats
-from tracer.explain.probes.metrics import DRAWS, Estimate, estimate
+from tracer.explain.probes.metrics import DRAWS, estimate
 from tracer.explain.probes.places import answer_end
 from tracer.explain.probes.statements import Indices
 from tracer.explain.probes.step_chains import Step, StepExample
 from tracer.explain.probes.step_features import LOGPROBS, StepFeatures, step_features
-from tracer.explain.probes.transfer import Reader, read_steps
+from tracer.explain.probes.transfer import Reader, read_steps, text_baseline
 from tracer.replay.model import Replica
+from tracer.trace.probe_report import Estimate, FirstErrors, FirstErrorTask, Located
 from tracer.trace.segments import Piece
 
 MISTAKES = Path("../shared/data/mistakes")
@@ -57,40 +58,6 @@ class MistakeChain:
     problem: str
     steps: tuple[str, ...]
     first_wrong: int
-
-
-class Located(BaseModel):
-    """How well one method finds the first wrong step."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    overall: Estimate
-    """Share of chains for which it names the first wrong step, or says rightly that there is none."""
-    named: Estimate | None
-    """The same for the chains with a mistake."""
-    none: Estimate | None
-    """The same for those without one."""
-
-
-class FirstErrorTask(BaseModel):
-    """All methods on the chains of one task."""
-
-    model_config = ConfigDict(frozen=True)
-
-    task: str
-    chains: int
-    with_mistake: int
-    methods: tuple[Located, ...]
-
-
-class FirstErrors(BaseModel):
-    """Where chains first go wrong, task by task."""
-
-    model_config = ConfigDict(frozen=True)
-
-    protocol: str
-    tasks: tuple[FirstErrorTask, ...]
 
 
 def read_mistakes(folder: Path = MISTAKES, *, limit: int | None = LIMIT, seed: int = 0) -> list[MistakeChain]:
@@ -148,6 +115,8 @@ def first_errors(
     features = step_features(replica, step_examples(chains), layers=layers, progress=progress, cancel=cancel)
     scores = {probe.name: read_steps(features, probe) for probe in probes}
     scores |= {name: features.baselines[name] for name in (*LOGPROBS, "entropy")}
+    if features.labels.any() and not features.labels.all():
+        scores[TEXT] = text_baseline(features, seed=seed)
     asked = ask_first_wrong(replica, chains, cancel=cancel)
     by_chain = _rows(features, len(chains))
     tasks = tuple(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
+from tracer.engines.lens import check_loopback
 from tracer.engines.weights.identity import tokenizer_sha256
-from tracer.errors import InputError
-from tracer.explain.probes.attach import find_probes
+from tracer.errors import EngineError, InputError, TracerError
+from tracer.explain.document import Kept
+from tracer.explain.probes.attach import check_names, find_probes
 from tracer.explain.probes.saved import SavedProbe
 from tracer.explain.probes.score import Read, Reading, score_places
 from tracer.replay.model import weights_sha256
@@ -23,24 +25,43 @@ from tracer.trace.trace import Trace
 
 if TYPE_CHECKING:
     from tracer.engines.vllm import VllmEngine
+    from tracer.store import Store
 
 
 class LiveProbes:
     """Scores the steps of runs as they come; pass `watch` as an agent's ``on_event``.
 
-    Log-probabilities are those that the server gave when it wrote a step; entropies are not known.
+    Log-probabilities are those that the server gave when it wrote a step; entropies are not known, nor is there a
+    replay whose parity could be told: `tracer.explain` replaces these scores.
+
+    Attributes:
+        identity: Of the served model.
+        probes: Its probes.
+        scores: Those of the run that was watched last.
+        error: Why its scoring ended early; ``None`` where it did not. The run itself goes on.
 
     Args:
         engine: A server that gives hidden states, started with ``tracer serve --lens``.
         names: ``truth``, one of its kinds, or files of probes.
+        on_scores: Called with the scores of steps that are new.
 
     Raises:
         InputError: There is no such probe for the served model, or the server is on another machine.
+        UnknownNameError: A name stands for no probe.
         StoreError: A probe's file is damaged.
     """
 
-    def __init__(self, engine: VllmEngine, names: Sequence[str] = ("truth",)) -> None:
+    def __init__(
+        self,
+        engine: VllmEngine,
+        names: Sequence[str] = ("truth",),
+        *,
+        on_scores: Callable[[Sequence[ProbeScore]], None] | None = None,
+    ) -> None:
+        check_names(names)
+        check_loopback(engine.url)
         self._engine = engine
+        self._on_scores = on_scores
         self.identity: Mapping[str, JsonValue] = {
             "name": engine.info.name,
             "weights_sha256": weights_sha256(engine.folder),
@@ -50,23 +71,44 @@ class LiveProbes:
         }
         self.probes: tuple[SavedProbe, ...] = find_probes(names, self.identity).probes
         self.scores: list[ProbeScore] = []
+        self.error: TracerError | None = None
         self._builder: TraceBuilder | None = None
 
     def watch(self, event: Event) -> None:
         """Take in an event of a run; when the next call begins, or at the end, the steps before it are scored.
 
-        Raises:
-            EngineError: The server failed, or gives no hidden states.
+        A server that fails or gives no hidden states ends the scoring, see `error`, but not the run.
         """
         if isinstance(event, RunStarted):
-            self._builder, self.scores = TraceBuilder(event), []
+            self._builder, self.scores, self.error = TraceBuilder(event), [], None
             return
-        if self._builder is None:
+        if self._builder is None or self.error is not None:
             return
         self._builder.apply(event)
         # Not at a call's end: its steps are recorded after it.
         if isinstance(event, CallStarted | RunFinished):
-            self.scores = self.score(self._builder.trace, known=self.scores)
+            try:
+                found = self.score(self._builder.trace, known=self.scores)
+            except (EngineError, InputError) as error:
+                self.error = error
+                return
+            new, self.scores = found[len(self.scores) :], found
+            if new and self._on_scores is not None:
+                self._on_scores(new)
+
+    def attach(self, trace: Trace, store: Store | None = None) -> Trace:
+        """A trace with the scores of the run that was watched, in place of earlier ones of these probes.
+
+        Args:
+            trace: The run.
+            store: Keeps them, if the run is in it.
+
+        Raises:
+            StoreError: They cannot be kept.
+        """
+        kept = Kept(trace, store=store, arrays=None)
+        kept.put_scores({probe.record.name for probe in self.probes}, self.scores)
+        return kept.trace
 
     def score(
         self, trace: Trace, *, known: Sequence[ProbeScore] = (), cancel: threading.Event | None = None
@@ -92,7 +134,9 @@ class LiveProbes:
         reading = Reading.of(recorded, self.probes, self._engine.tokenizer)
         reading = reading.restricted({step.id for step in left})
         read = self._read(recorded, reading, cancel)
-        return [*known, *score_places(recorded, reading, read, self.probes)]
+        found = score_places(recorded, reading, read, self.probes)
+        # No key: it would say that a replay has nothing to add.
+        return [*known, *(score.model_copy(update={"key": None}) for score in found)]
 
     def _read(self, recorded: Recorded, reading: Reading, cancel: threading.Event | None) -> Read:
         ends: dict[int, int] = {}

@@ -3,57 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from tracer.explain.probes.examples import Flags, Floats
 from tracer.explain.probes.statements import Indices
-from tracer.trace.trace import Finite
+from tracer.trace.probe_report import Curve, Density, Estimate, Measured
 
 DRAWS = 1000
 """Bootstrap samples."""
 _LEVEL = 0.95
 _POINTS = 200
 """Most points of a curve that is kept for a picture."""
-
-
-class Estimate(BaseModel):
-    """A number with its 95% bootstrap interval."""
-
-    model_config = ConfigDict(frozen=True)
-
-    value: Finite
-    low: Finite
-    high: Finite
-
-
-class Measured(BaseModel):
-    """How well something tells true from false statements."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    """What is measured: a method, a baseline, a topic."""
-    rows: int
-    """Statements that it was measured on."""
-    accuracy: Estimate
-    """Share of statements on the right side of zero."""
-    auroc: Estimate | None
-    """How often a true statement scores above a false one; ``None`` where there are only true or only false ones."""
-
-
-class Curve(NamedTuple):
-    """A receiver operating characteristic.
-
-    Args:
-        false_positives: Share of false statements above a threshold, ``(points,)``, rising.
-        true_positives: Share of true statements above it, ``(points,)``.
-    """
-
-    false_positives: tuple[float, ...]
-    true_positives: tuple[float, ...]
+_DENSITY_BINS = 30
+_OUTSIDE = 0.005
+"""Share of the scores at each end that lies in the outermost bins of a histogram."""
 
 
 def accuracy(scores: Floats, labels: Flags) -> float:
@@ -168,13 +132,22 @@ def mean_draws(
 def roc(scores: Floats, labels: Flags) -> Curve:
     """The receiver operating characteristic, thinned for drawing; empty without both labels."""
     if labels.all() or not labels.any():
-        return Curve((), ())
+        return Curve(false_positives=(), true_positives=())
     order = np.argsort(-scores, kind="stable")
     last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
     true = np.concatenate([[0.0], np.cumsum(labels[order])[last] / labels.sum()])
     false = np.concatenate([[0.0], np.cumsum(~labels[order])[last] / (~labels).sum()])
     kept = np.unique(np.linspace(0, len(true) - 1, min(len(true), _POINTS)).round().astype(int))
-    return Curve(tuple(false[kept].tolist()), tuple(true[kept].tolist()))
+    return Curve(false_positives=tuple(false[kept].tolist()), true_positives=tuple(true[kept].tolist()))
+
+
+def density(scores: Floats, labels: Flags) -> Density:
+    """Histograms of scores ``(rows,)`` of true and of false statements; a few outliers do not stretch the bins."""
+    low, high = (float(np.quantile(scores, level)) for level in (_OUTSIDE, 1.0 - _OUTSIDE))
+    edges = np.linspace(low, high if high > low else low + 1.0, _DENSITY_BINS + 1)
+    held = np.clip(scores, edges[0], edges[-1])
+    true, false = (np.histogram(held[own], edges)[0] for own in (labels, ~labels))
+    return Density(edges=tuple(edges.tolist()), true=tuple(true.tolist()), false=tuple(false.tolist()))
 
 
 def _right(scores: Floats, labels: Flags) -> Floats:

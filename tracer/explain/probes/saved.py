@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import platformdirs
 from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from tracer.errors import InputError, StoreError, StoreVersionError
 from tracer.explain.probes.calibration import Band, Calibration
 from tracer.explain.probes.examples import Floats, Normalisation, normalise
-from tracer.explain.probes.metrics import Measured
 from tracer.explain.probes.probe import Probe
-from tracer.explain.probes.step_worth import StepWorth
 from tracer.files import write_atomic
+from tracer.store.probe_reports import model_mark, probes_folder
+from tracer.trace.probe_report import HeldOut, StepWorth
 from tracer.trace.trace import Finite
 
 FORMAT, VERSION = "tracer-probe", 1
@@ -46,22 +44,6 @@ class Training(BaseModel):
     """Where they came from."""
     texts: tuple[str, ...] = ()
     """`mark` of each statement, so that one that turns up in a trace is not scored by what learnt from it."""
-
-
-class HeldOut(BaseModel):
-    """What a probe is worth on statements that had no part in it."""
-
-    model_config = ConfigDict(frozen=True)
-
-    protocol: str
-    """What was held out and how, in a sentence."""
-    overall: Measured
-    parts: tuple[Measured, ...] = ()
-    """Affirmative and negated statements, and each topic."""
-    baselines: tuple[Measured, ...] = ()
-    """What can be had without the probe: the text alone, log-probabilities."""
-    controls: tuple[Measured, ...] = ()
-    """The same probe where there is nothing to learn: shuffled labels, a random direction, the first layer."""
 
 
 class ProbeRecord(BaseModel):
@@ -188,12 +170,7 @@ def probe_path(identity: Mapping[str, JsonValue], name: str = STATEMENTS) -> Pat
     Raises:
         InputError: The model has no hash of its weights.
     """
-    weights = identity.get("weights_sha256")
-    if not isinstance(weights, str):
-        raise InputError("the model's weights have no hash, so that no probe can be told to be its own")
-    chosen = os.environ.get("TRACER_PROBES")
-    folder = Path(chosen).expanduser() if chosen else Path(platformdirs.user_data_dir("tracer")) / "probes"
-    return folder / f"{weights[:16]}-{name}.safetensors"
+    return probes_folder() / f"{model_mark(identity)}-{name}.safetensors"
 
 
 def _read(path: Path) -> tuple[dict[str, Floats], dict[str, str]]:

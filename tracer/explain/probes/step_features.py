@@ -160,7 +160,13 @@ def on_policy(replica: Replica, chosen: Sequence[Chain], *, cancel: threading.Ev
     prompts = [_open_prompt(example, tokenizer) for example in rights]
     found: list[StepExample] = []
     for group in batches([len(prompt) for prompt in prompts], at_once=BATCH_TOKENS):
-        continued = complete(replica, [prompts[number] for number in group], max_tokens=_RESULT_TOKENS, cancel=cancel)
+        continued = complete(
+            replica,
+            [prompts[number] for number in group],
+            max_tokens=_RESULT_TOKENS,
+            enough=lambda ids: _is_past_result(tokenizer.decode(ids).text),
+            cancel=cancel,
+        )
         for number, ids in zip(group, continued, strict=True):
             right = rights[number]
             pattern = _NUMBER if right.step.result.isdigit() else _WORD
@@ -169,6 +175,12 @@ def on_policy(replica: Replica, chosen: Sequence[Chain], *, cancel: threading.Ev
                 step = right.step.with_result(match.group(1))
                 found.append(replace(right, step=step, label=match.group(1) == right.step.result))
     return found
+
+
+def _is_past_result(text: str) -> bool:
+    """Whether what follows cannot change the number or word that a text begins with."""
+    match = _NUMBER.match(text) or _WORD.match(text)
+    return len(text.strip()) > 1 if match is None else match.end() < len(text)
 
 
 def _read(

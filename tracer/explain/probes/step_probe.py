@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -18,30 +18,23 @@ from tracer.explain.probes.fit import fit
 from tracer.explain.probes.metrics import auroc, measure
 from tracer.explain.probes.places import POSITIONS, Position
 from tracer.explain.probes.probe import Probe
-from tracer.explain.probes.saved import STEPS, HeldOut, ProbeRecord, SavedProbe, Training, mark
+from tracer.explain.probes.saved import STEPS, ProbeRecord, SavedProbe, Training, mark
 from tracer.explain.probes.statements import Indices
 from tracer.explain.probes.step_chains import OPERATIONS, Chain, StepExample, chains, fingerprint, perturbed
 from tracer.explain.probes.step_features import LOGPROBS, StepFeatures, on_policy, step_features
-from tracer.explain.probes.step_worth import StepWorth
-from tracer.explain.probes.transfer import Reader, measure_baselines, read_steps, step_worth
+from tracer.explain.probes.transfer import Reader, measure_baselines, read_steps
+from tracer.explain.probes.unseen_steps import Progress, UnseenSteps, read_unseen, staged, with_worth
 from tracer.replay.forward import check_cancel
 from tracer.replay.model import Replica, identity_of
+from tracer.trace.probe_report import HeldOut
 
 KIND = "logistic_l2"
 PROBLEMS = 80
 """Problems to learn from, three to five steps each; about a minute of work for the demo model."""
-TEST_PROBLEMS = 60
-"""Problems to judge by."""
+TEST_PROBLEMS = 40
+"""Problems to judge by when a probe is made."""
 NORMALISATION: Normalisation = "rms"
 _FOLDS = 3
-_FEWEST = 10
-"""Problems with a right step, and with a wrong one, below which nothing is judged."""
-_TEST_SEED = 1_000_003
-"""Added to the seed for problems to judge by."""
-ON_POLICY = "the model's own results behind right steps of unseen problems"
-
-Progress = Callable[[str, int, int], None]
-"""Called with the stage, units done and their total."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +52,10 @@ def train_step_probe(
     problems: int = PROBLEMS,
     test_problems: int = TEST_PROBLEMS,
     seed: int = 0,
+    ask: bool = False,
     progress: Progress | None = None,
     cancel: threading.Event | None = None,
-) -> SavedProbe:
+) -> tuple[SavedProbe, UnseenSteps]:
     """Fit a probe on right and wrong steps, and judge it on other problems.
 
     Every step comes as it should be and with a wrong result: the model's own where it errs, else a made-up one. Layer
@@ -72,30 +66,37 @@ def train_step_probe(
         problems: Problems to learn from.
         test_problems: Problems to judge by.
         seed: For everything drawn at random.
+        ask: Whether to ask the model too whether each of the steps is true that the probe is judged by.
         progress: Told how far the work is.
         cancel: Ends the work between two passes or fits.
+
+    Returns:
+        The probe, and the steps that it was judged by, for other probes to be judged by as well.
 
     Raises:
         InputError: The replica has no tokenizer, there are too few problems, or the model makes no mistake in them.
         CancelledError: ``cancel`` was set.
         EngineUnavailableError: Memory ran out.
     """
-    learnt = chains(problems, seed=seed)
-    features = _features(
-        replica, _hard(replica, learnt, seed, cancel), "reading right and wrong steps", progress, cancel
-    )
+    if progress is not None:
+        progress("letting the model solve problems", 0, 0)
+    learnt = _hard(replica, chains(problems, seed=seed), seed, cancel)
+    report = staged("reading right and wrong steps", progress)
+    features = step_features(replica, learnt, progress=report, cancel=cancel)
     choice = _choose(features, seed, progress, cancel)
     examples = _examples(features, choice.position, choice.layer)
     probe = fit(KIND, examples, seed=seed).rescaled(examples.values)
-    shuffled = examples.with_labels(np.random.default_rng(seed).permutation(examples.labels))
-    test = held_out_chains(test_problems, seed=seed, apart_from=learnt)
-    layers = [choice.layer]
-    made_up = _features(replica, perturbed(test, seed=seed), "reading held-out steps", progress, cancel, layers)
-    own = own_steps(replica, test, layers, progress=progress, cancel=cancel)
-    worth = None
-    if own is not None:
-        scores = probe.score(_examples(own, choice.position, choice.layer).values)
-        worth = step_worth(own, scores, name=STEPS, steps=ON_POLICY, seed=seed)
+    controls = _controls(features, choice, seed)
+    texts = tuple(sorted({mark(example.step.text) for example in learnt}))
+    unseen = read_unseen(
+        replica,
+        problems=test_problems,
+        seed=seed,
+        learnt=frozenset(texts),
+        ask=ask,
+        progress=progress,
+        cancel=cancel,
+    )
     record = ProbeRecord(
         name=STEPS,
         kind=KIND,
@@ -108,79 +109,16 @@ def train_step_probe(
             rows=len(features.labels),
             topics=OPERATIONS,
             source="tracer's own chains of arithmetic and logic",
-            texts=tuple(sorted({mark(example.step.text) for example in features.examples})),
+            texts=texts,
         ),
         seed=seed,
-        held_out=_held_out(probe, fit(KIND, shuffled, seed=seed), made_up, choice, seed),
-        on_steps=worth,
+        held_out=_held_out(probe, controls, unseen.made_up, choice, seed),
         median_norm=median_norm(features.hidden[choice.position][:, features.layers.index(choice.layer)]),
         calibration=fit_calibration(choice.scores, features.labels, features.problems, seed=seed),
         notes={**dict(probe.notes), "likelier_than_right": _likelier(features)},
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    return SavedProbe(record, probe)
-
-
-def measure_on_steps(
-    replica: Replica,
-    probes: Sequence[SavedProbe],
-    *,
-    test: Sequence[Chain] | None = None,
-    test_problems: int = TEST_PROBLEMS,
-    seed: int = 0,
-    ask: bool = False,
-    progress: Progress | None = None,
-    cancel: threading.Event | None = None,
-) -> dict[str, StepWorth | None]:
-    """What probes are worth on steps that the model wrote itself, by name of the probe.
-
-    Args:
-        replica: The model.
-        probes: Its probes.
-        test: Problems that had no part in them; new ones if not given.
-        test_problems: How many new ones.
-        seed: For everything drawn at random.
-        ask: Whether to ask the model too whether each step is true, as one more baseline.
-        progress: Told how far the work is.
-        cancel: Ends the work between two passes.
-
-    Returns:
-        ``None`` for all where the model was nearly always right or nearly always wrong.
-
-    Raises:
-        InputError: The replica has no tokenizer.
-        CancelledError: ``cancel`` was set.
-        EngineUnavailableError: Memory ran out.
-    """
-    chosen = held_out_chains(test_problems, seed=seed) if test is None else test
-    layers = sorted({probe.record.layer for probe in probes})
-    features = own_steps(replica, chosen, layers, ask=ask, progress=progress, cancel=cancel)
-    if features is None:
-        return dict.fromkeys(probe.record.name for probe in probes)
-    baselines = measure_baselines(features, seed=seed)
-    return {
-        probe.record.name: step_worth(
-            features,
-            read_steps(features, Reader.of(probe)),
-            name=probe.record.name,
-            steps=ON_POLICY,
-            baselines=baselines,
-            seed=seed,
-        )
-        for probe in probes
-    }
-
-
-def held_out_chains(count: int, *, seed: int = 0, apart_from: Sequence[Chain] = ()) -> list[Chain]:
-    """Problems to judge by, none of which was learnt from.
-
-    Args:
-        count: At most so many.
-        seed: Decides them.
-        apart_from: Problems that were learnt from.
-    """
-    known = {chain.problem for chain in apart_from}
-    return [chain for chain in chains(count, seed=seed + _TEST_SEED) if chain.problem not in known]
+    return with_worth([SavedProbe(record, probe)], unseen.own, seed=seed)[0], unseen
 
 
 def median_norm(values: NDArray[np.float32]) -> float:
@@ -193,58 +131,6 @@ def _hard(replica: Replica, learnt: Sequence[Chain], seed: int, cancel: threadin
     own = {(item.problem, item.position): item for item in on_policy(replica, learnt, cancel=cancel) if not item.label}
     made_up = perturbed(learnt, seed=seed)
     return [item if item.label else own.get((item.problem, item.position), item) for item in made_up]
-
-
-def own_steps(
-    replica: Replica,
-    test: Sequence[Chain],
-    layers: Sequence[int],
-    *,
-    ask: bool = False,
-    progress: Progress | None = None,
-    cancel: threading.Event | None = None,
-) -> StepFeatures | None:
-    """Steps with the model's own results.
-
-    Args:
-        replica: The model.
-        test: Verified chains.
-        layers: Layers to read.
-        ask: Whether to ask the model too whether each step is true.
-        progress: Told how far the work is.
-        cancel: Ends the work between two passes.
-
-    Returns:
-        ``None`` where too few problems have a right step, or too few a wrong one.
-
-    Raises:
-        InputError: The replica has no tokenizer.
-        CancelledError: ``cancel`` was set.
-        EngineUnavailableError: Memory ran out.
-    """
-    own = on_policy(replica, test, cancel=cancel)
-    wrong = [example.problem for example in own if not example.label]
-    right = [example.problem for example in own if example.label]
-    if min(len(set(wrong)), len(set(right))) < _FEWEST:
-        return None
-    return _features(replica, own, "reading the model's own steps", progress, cancel, layers, ask=ask)
-
-
-def _features(
-    replica: Replica,
-    examples: Sequence[StepExample],
-    stage: str,
-    progress: Progress | None,
-    cancel: threading.Event | None,
-    layers: Sequence[int] | None = None,
-    *,
-    ask: bool = False,
-) -> StepFeatures:
-    def report(done: int, total: int) -> None:
-        if progress is not None:
-            progress(stage, done, total)
-
-    return step_features(replica, examples, layers=layers, ask=ask, progress=report, cancel=cancel)
 
 
 def _choose(features: StepFeatures, seed: int, progress: Progress | None, cancel: threading.Event | None) -> _Choice:
@@ -286,7 +172,27 @@ def _examples(features: StepFeatures, position: Position, layer: int) -> Example
     return Examples(values, features.labels, no, np.array(operations, dtype=np.int64), np.full(rows, -1))
 
 
-def _held_out(probe: Probe, shuffled: Probe, features: StepFeatures, choice: _Choice, seed: int) -> HeldOut:
+def _controls(features: StepFeatures, choice: _Choice, seed: int) -> dict[str, Reader]:
+    """The same probe where there is nothing to learn."""
+    examples = _examples(features, choice.position, choice.layer)
+    shuffled = examples.with_labels(np.random.default_rng(seed).permutation(examples.labels))
+    first = features.layers[0]
+    fitted = {
+        "shuffled labels": (choice.layer, fit(KIND, shuffled, seed=seed)),
+        f"layer {first}": (first, fit(KIND, _examples(features, choice.position, first), seed=seed)),
+    }
+    return {
+        name: Reader(name, layer, choice.position, partial(_score, probe)) for name, (layer, probe) in fitted.items()
+    }
+
+
+def _score(probe: Probe, values: NDArray[np.float32]) -> Floats:
+    return probe.score(normalise(values, NORMALISATION))
+
+
+def _held_out(
+    probe: Probe, controls: Mapping[str, Reader], features: StepFeatures, choice: _Choice, seed: int
+) -> HeldOut:
     values = _examples(features, choice.position, choice.layer).values
     labels, problems = features.labels, features.problems
     judged = partial(measure, labels=labels, clusters=problems, seed=seed)
@@ -306,7 +212,7 @@ def _held_out(probe: Probe, shuffled: Probe, features: StepFeatures, choice: _Ch
         ),
         baselines=measure_baselines(features, seed=seed),
         controls=(
-            judged("shuffled labels", shuffled.score(values)),
+            *(judged(name, read_steps(features, reader)) for name, reader in controls.items()),
             judged("random direction", random - np.median(random)),
         ),
     )

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from tracer.explain.probes.metrics import Estimate
-from tracer.explain.probes.results import Evaluation, MethodResult
+from tracer.explain.probes.saved import ProbeRecord
+from tracer.trace.probe_report import (
+    Estimate,
+    Evaluation,
+    FirstErrors,
+    FirstErrorTask,
+    Measured,
+    MethodResult,
+    ProbeReport,
+    StepEvaluation,
+    StepWorth,
+    Transfer,
+)
+from tracer.trace.probes import NOT_BETTER, NOT_MEASURED, SENTENCES
 
 _LAYERS_SHOWN = 24
 
@@ -27,12 +39,123 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
+def report_tables(found: ProbeReport) -> list[Table]:
+    """All sections of an evaluation."""
+    tables = [] if found.statements is None else evaluation_tables(found.statements)
+    tables += [] if found.steps is None else step_tables(found.steps)
+    return tables + ([] if found.mistakes is None else first_error_tables(found.mistakes))
+
+
+def probe_tables(record: ProbeRecord) -> list[Table]:
+    """What a saved probe is worth: on what it was made for, and on steps that the model wrote itself."""
+    held, worth, learnt = record.held_out, record.on_steps, record.training
+    notes = [
+        held.protocol,
+        f"expected calibration error {percent(record.calibration.reliability.ece)}%, on what the calibration has not "
+        "seen",
+        *(str(note) for name, note in record.notes.items() if name == "sign"),
+        *([SENTENCES[NOT_MEASURED]] if worth is None else []),
+    ]
+    rows = [_measured_row(item) for item in (held.overall, *held.parts, *held.baselines, *held.controls)]
+    found = Table(
+        f"Probe of {record.name}, {record.kind}, for {record.model.get('name')}: layer {record.layer}, "
+        f"{record.position} token, {learnt.rows} rows of {len(learnt.topics)} topics",
+        ("held out", "accuracy % [95%]", "AUROC [95%]", "rows"),
+        tuple(rows),
+        tuple(notes),
+    )
+    return [found] if worth is None else [found, _worth_table(worth)]
+
+
 def evaluation_tables(found: Evaluation) -> list[Table]:
     """Methods beside their controls, methods by topic, methods by layer, and calibration."""
     tables = [_methods(found), _topics(found)]
     if found.by_layer:
         tables.append(_layers(found))
     return [*tables, _calibration(found)]
+
+
+def step_tables(found: StepEvaluation) -> list[Table]:
+    """Probes beside every baseline, on the model's own steps and on made-up ones."""
+    tables = [_transfer_table(item) for item in (found.own, found.made_up) if item is not None]
+    if found.own is None:
+        note = "the model is nearly always right or nearly always wrong on its own steps: nothing to tell apart"
+        tables[0] = replace(tables[0], notes=(*tables[0].notes, note))
+    return tables
+
+
+def first_error_tables(found: FirstErrors) -> list[Table]:
+    """Where chains first go wrong, task by task."""
+    return [_first_error_table(task, found.protocol) for task in found.tasks]
+
+
+def _worth_table(worth: StepWorth) -> Table:
+    beside = (worth.probe, *worth.baselines, worth.stack, worth.with_probe)
+    notes = [
+        worth.protocol,
+        f"AUROC over the best log-probability {interval(worth.over_logprob)}, added to the stack "
+        f"{interval(worth.adds)}",
+    ]
+    return Table(
+        f"On steps that the model wrote itself: {worth.rows}, {worth.wrong} of them wrong",
+        ("by", "accuracy % [95%]", "AUROC [95%]", "rows"),
+        tuple(_measured_row(item) for item in beside),
+        tuple(notes if worth.beats_logprob else [*notes, SENTENCES[NOT_BETTER]]),
+    )
+
+
+def _measured_row(item: Measured) -> tuple[str, ...]:
+    return item.name, interval(item.accuracy, shares=True), interval(item.auroc), str(item.rows)
+
+
+def _transfer_table(found: Transfer) -> Table:
+    kinds = ", ".join(f"{name} {wrong} of {count} wrong" for name, (count, wrong) in found.by_operation.items())
+    stack = found.probes[0].stack if found.probes else None
+    rows = [
+        *(_probe_row(worth) for worth in found.probes),
+        *(_row(item) for item in found.baselines),
+        *([_row(stack)] if stack is not None else []),
+    ]
+    none = [worth.probe.name for worth in found.probes if not worth.beats_logprob]
+    useless = [worth.probe.name for worth in found.probes if not worth.adds_to_stack]
+    notes = [f"{found.rows} steps, {found.wrong} of them wrong: {kinds}; intervals over problems"]
+    if none:
+        notes.append(f"not shown to be better than the log-probability: {', '.join(none)}")
+    if useless:
+        notes.append(f"not shown to add to the stack of all baselines: {', '.join(useless)}; experimental, no truth")
+    columns = ("on steps", "AUROC [95%]", "over log-probability", "added to the stack", "accuracy % [95%]")
+    return Table(f"Transfer to reasoning: {found.steps}", columns, tuple(rows), tuple(notes))
+
+
+def _probe_row(worth: StepWorth) -> tuple[str, ...]:
+    return (
+        f"probe {worth.probe.name}",
+        interval(worth.probe.auroc),
+        interval(worth.over_logprob),
+        interval(worth.adds),
+        interval(worth.probe.accuracy, shares=True),
+    )
+
+
+def _row(item: Measured) -> tuple[str, ...]:
+    return item.name, interval(item.auroc), "", "", interval(item.accuracy, shares=True)
+
+
+def _first_error_table(task: FirstErrorTask, protocol: str) -> Table:
+    return Table(
+        f"First wrong step, {task.task}: {task.chains} chains, {task.with_mistake} with a mistake",
+        ("found by", "right % [95%]", "naming it %", "saying there is none %"),
+        tuple(
+            (
+                item.name,
+                interval(item.overall, shares=True),
+                interval(item.named, shares=True),
+                interval(item.none, shares=True),
+            )
+            for item in task.methods
+        ),
+        (protocol,),
+    )
 
 
 def percent(value: float | None) -> str:
@@ -110,12 +233,15 @@ def _layers(found: Evaluation) -> Table:
     layers = tuple(dict.fromkeys(item.layer for item in found.by_layer))
     step = -(-len(layers) // _LAYERS_SHOWN)
     return Table(
-        "Accuracy % (AUROC) by layer",
+        "Accuracy % [95%] (AUROC) by layer",
         ("layer", *methods),
         tuple(
             (
                 str(layer),
-                *(f"{percent(cells[layer, name].accuracy)} ({_plain(cells[layer, name].auroc)})" for name in methods),
+                *(
+                    f"{interval(cells[layer, name].accuracy, shares=True)} ({_plain(cells[layer, name].auroc.value)})"
+                    for name in methods
+                ),
             )
             for layer in layers[::step]
         ),

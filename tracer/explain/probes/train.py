@@ -24,10 +24,11 @@ from tracer.explain.probes.held_out import (
     left_out,
     topic_folds,
 )
-from tracer.explain.probes.metrics import Measured, measure
+from tracer.explain.probes.metrics import measure
 from tracer.explain.probes.places import Position
-from tracer.explain.probes.saved import STATEMENTS, HeldOut, ProbeRecord, SavedProbe, Training, mark
+from tracer.explain.probes.saved import STATEMENTS, ProbeRecord, SavedProbe, Training, mark
 from tracer.explain.probes.statements import Indices, fingerprint
+from tracer.trace.probe_report import HeldOut, Measured
 
 KIND = "logistic_l2"
 """The default kind: the best on topics that it had not seen, of those that were measured."""

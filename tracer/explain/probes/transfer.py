@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from tracer.errors import InputError
+from tracer.explain.probes.controls import TEXT, text_scorer
 from tracer.explain.probes.examples import Flags, Floats, one_thread
 from tracer.explain.probes.logistic import fit_logistic
-from tracer.explain.probes.metrics import DRAWS, Estimate, Measured, auroc, auroc_difference, measure
+from tracer.explain.probes.metrics import DRAWS, auroc, auroc_difference, measure, roc
 from tracer.explain.probes.places import Position, read_position
 from tracer.explain.probes.saved import SavedProbe
 from tracer.explain.probes.step_features import LOGPROBS, StepFeatures
-from tracer.explain.probes.step_worth import StepWorth
+from tracer.trace.probe_report import Estimate, Measured, StepCurve, StepWorth, Transfer
 
 _FOLDS = 5
 _PENALTY = 100.0
@@ -49,21 +49,6 @@ class Reader:
         return cls(probe.record.name, probe.record.layer, read_position(probe.record.position), probe.score)
 
 
-class Transfer(BaseModel):
-    """Probes and baselines on the same steps."""
-
-    model_config = ConfigDict(frozen=True)
-
-    steps: str
-    """What steps these are."""
-    rows: int
-    wrong: int
-    by_operation: dict[str, tuple[int, int]]
-    """For each kind of step how many there are, and how many of them are wrong."""
-    probes: tuple[StepWorth, ...]
-    baselines: tuple[Measured, ...]
-
-
 def transfer(
     features: StepFeatures, probes: Sequence[Reader], *, steps: str, seed: int = 0, draws: int = DRAWS
 ) -> Transfer:
@@ -92,6 +77,7 @@ def transfer(
         )
         for probe in probes
     )
+    scored = {probe.name: read_steps(features, probe) for probe in probes} | dict(features.baselines)
     counts: dict[str, tuple[int, int]] = {}
     for example in features.examples:
         count, wrong = counts.get(example.step.operation, (0, 0))
@@ -103,6 +89,7 @@ def transfer(
         by_operation=dict(sorted(counts.items())),
         probes=worths,
         baselines=baselines,
+        curves=tuple(StepCurve(name=name, roc=roc(values, features.labels)) for name, values in scored.items()),
     )
 
 
@@ -182,7 +169,24 @@ def measure_baselines(features: StepFeatures, *, seed: int = 0, draws: int = DRA
         at_threshold = measure(name, fitted, features.labels, features.problems, seed=seed, draws=draws)
         as_it_is = measure(name, raw, features.labels, features.problems, seed=seed, draws=draws)
         found.append(at_threshold.model_copy(update={"auroc": as_it_is.auroc}))
-    return tuple(found)
+    text = measure(TEXT, text_baseline(features, seed=seed), features.labels, features.problems, seed=seed, draws=draws)
+    return (*found, text)
+
+
+def text_baseline(features: StepFeatures, *, seed: int = 0) -> Floats:
+    """Log-odds by the words of steps alone, from other problems, ``(steps,)``.
+
+    Raises:
+        InputError: There are not enough problems with both labels.
+    """
+    texts = np.array([example.step.text for example in features.examples], dtype=object)
+    labels = features.labels
+
+    def learn(rows: Flags) -> Callable[[Flags], Floats]:
+        scorer = text_scorer(texts[rows], labels[rows])
+        return lambda others: scorer(texts[others])
+
+    return _from_others(learn, labels, features.problems, seed)
 
 
 def stack_columns(features: StepFeatures) -> Floats:
@@ -202,6 +206,18 @@ def cross_validated(columns: Floats, labels: Flags, clusters: Sequence[object], 
     Raises:
         InputError: There are not enough clusters with both labels.
     """
+
+    def learn(rows: Flags) -> Callable[[Flags], Floats]:
+        linear = fit_logistic(columns[rows], labels[rows], c=_PENALTY)
+        return lambda others: columns[others] @ linear.weights + linear.bias
+
+    return _from_others(learn, labels, clusters, seed)
+
+
+def _from_others(
+    learn: Callable[[Flags], Callable[[Flags], Floats]], labels: Flags, clusters: Sequence[object], seed: int
+) -> Floats:
+    """Log-odds of rows by what learns from the rows of other clusters."""
     names: dict[object, int] = {}
     own = np.array([names.setdefault(cluster, len(names)) for cluster in clusters], dtype=np.int64)
     folds = np.random.default_rng(seed).permutation(len(names)) % _FOLDS
@@ -213,9 +229,8 @@ def cross_validated(columns: Floats, labels: Flags, clusters: Sequence[object], 
                 continue
             if labels[~test].all() or not labels[~test].any():
                 raise InputError("there are too few right or too few wrong steps to judge anything by; take more")
-            linear = fit_logistic(columns[~test], labels[~test], c=_PENALTY)
             # Labels left out shift the others' base rate the other way, which alone would rank below chance.
-            found[test] = columns[test] @ linear.weights + linear.bias - _log_odds(labels[~test])
+            found[test] = learn(~test)(test) - _log_odds(labels[~test])
     return found + _log_odds(labels)
 
 
