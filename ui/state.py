@@ -363,58 +363,6 @@ def _number(name: str) -> int | None:
     return int(value) if value is not None and value.isascii() and value.isdecimal() and len(value) < 10 else None
 
 
-TOKEN = "token"  # noqa: S105
-GRAIN = "grain"
-
-
-def step_id() -> str | None:
-    """The id of a step in the URL, if it can be one."""
-    return _parameter(STEP)
-
-
-def selection() -> dict[str, str]:
-    """Step and method in the URL, to take them along to another page."""
-    found = {name: _parameter(name) for name in (STEP, METHOD)}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def token() -> int | None:
-    """Number of a token in its step, from 0, that the URL names."""
-    return _number(TOKEN)
-
-
-def select_token(number: int) -> None:
-    """Put a token in the URL, by its number in its step."""
-    st.query_params[TOKEN] = str(number)
-
-
-def grain() -> Grain:
-    """What tokens are taken together as."""
-    wanted = _parameter(GRAIN)
-    return next((known for known in GRAINS if known == wanted), "token")
-
-
-def select_grain(name: Grain) -> None:
-    """Put it in the URL."""
-    st.query_params[GRAIN] = name
-
-
-def token_arrays(trace_id: str, key: str, file: ArrayFile) -> Mapping[str, NDArray[np.float32]]:
-    """Token scores of an explanation by target.
-
-    Raises:
-        StoreError: They are missing, or not those that were written.
-    """
-    return _token_arrays(store().where, trace_id, key, file.sha256, file)
-
-
-@st.cache_resource(max_entries=8, show_spinner=False)
-def _token_arrays(
-    where: str, trace_id: str, key: str, sha256: str, _file: ArrayFile
-) -> Mapping[str, NDArray[np.float32]]:
-    return store().arrays.read(trace_id, key, _file)
-
-
 HOPS = "hops"
 DIRECTION = "dir"
 MINIMUM = "min"
@@ -468,3 +416,55 @@ def open_step(trace_id: str, step_id: str) -> NoReturn:
     """Go to a step on the trace page."""
     kept = {name: value for name in (METHOD,) if (value := _parameter(name)) is not None}
     st.switch_page(TRACE_PAGE, query_params={RUN: trace_id, STEP: step_id, **kept})
+
+
+TOKEN = "token"  # noqa: S105
+GRAIN = "grain"
+
+
+def step_id() -> str | None:
+    """The id of a step in the URL, if it can be one."""
+    return _parameter(STEP)
+
+
+def selection() -> dict[str, str]:
+    """Step and method in the URL, to take them along to another page."""
+    found = {name: _parameter(name) for name in (STEP, METHOD)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def token() -> int | None:
+    """Number of a token in its step, from 0, that the URL names."""
+    return _number(TOKEN)
+
+
+def select_token(number: int) -> None:
+    """Put a token in the URL, by its number in its step."""
+    st.query_params[TOKEN] = str(number)
+
+
+def grain() -> Grain:
+    """What tokens are taken together as."""
+    wanted = _parameter(GRAIN)
+    return next((known for known in GRAINS if known == wanted), "token")
+
+
+def select_grain(name: Grain) -> None:
+    """Put it in the URL."""
+    st.query_params[GRAIN] = name
+
+
+def token_arrays(trace_id: str, key: str, file: ArrayFile) -> Mapping[str, NDArray[np.float32]]:
+    """Token scores of an explanation by target.
+
+    Raises:
+        StoreError: They are missing, or not those that were written.
+    """
+    return _token_arrays(store().where, trace_id, key, file.sha256, file)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _token_arrays(
+    where: str, trace_id: str, key: str, sha256: str, _file: ArrayFile
+) -> Mapping[str, NDArray[np.float32]]:
+    return store().arrays.read(trace_id, key, _file)

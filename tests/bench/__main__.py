@@ -36,6 +36,7 @@ PARTS: dict[str, Callable[[], Iterator[Row]]] = {
     "patching": patching.measure,
     "faithfulness": faithfulness.measure,
     "probes": probes.measure,
+    "probe_worth": probes.measure_worth,
     "accuracy": accuracy.measure,
 }
 

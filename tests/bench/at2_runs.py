@@ -2,7 +2,7 @@
 
 ``python -m tests.bench.at2_runs`` records them with the engine that ``TRACER_ENGINE_URL`` names, or with a vLLM of its
 own. No name, passage or question is among the bundled ones, so that those stay unseen by the fit. The weights are then
-made by ``tracer at2 fit tests/bench/traces/at2/*.json --steps 3 --out tracer/explain/attribution/fitted/NAME``.
+made by ``tracer at2 fit tests/bench/traces/at2/*.json --steps 2 --masks 16 --out tracer/explain/attribution/fitted/NAME``.
 """
 
 from __future__ import annotations

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from platformdirs import user_cache_dir
 
 from tests.bench.accuracy import DATA
 from tests.bench.report import Row, median_row
@@ -16,16 +20,19 @@ from tests.explain.probes.truthful_model import direction_probe
 from tracer.engines import models
 from tracer.engines.loading import fast_dtype, load_weights
 from tracer.explain.probes.activations import extract, tokenise
+from tracer.explain.probes.saved import STEPS, probe_path
 from tracer.explain.probes.score import Read, Reading, score_places
 from tracer.explain.probes.statements import generate
 from tracer.explain.probes.train import FACTS_PER_TOPIC, PREFIX
-from tracer.explain.probes.workbench import Sizes, Workbench
+from tracer.explain.probes.workbench import Workbench
 from tracer.replay.forward import Wanted, replay
 from tracer.replay.model import Replica, identity_of
 from tracer.replay.recorded import Recorded
-from tracer.trace.probe_report import Estimate, Evaluation, FirstErrors, StepEvaluation, Transfer
+from tracer.store.probe_reports import read_report, write_report
+from tracer.trace.probe_report import Estimate, Evaluation, FirstErrors, ProbeReport, StepEvaluation, Transfer
 from tracer.trace.trace import Trace
 
+PROJECT = Path(__file__).parents[2]
 TRACES = Path(__file__).with_name("traces")
 THREADS = 2
 RUNS = 5
@@ -37,12 +44,41 @@ T = TypeVar("T")
 
 
 def measure() -> Iterator[Row]:
-    """All rows about truth probes."""
+    """All rows about what probes cost."""
     torch.set_num_threads(THREADS)
     yield from extraction()
     yield scores_on_top()
     yield training()
-    yield from worth()
+
+
+def measure_worth() -> Iterator[Row]:
+    """All rows about what probes are worth, or none where the data is not at hand.
+
+    Interrupted work goes on where it was, unless the code that it measures has changed.
+    """
+    if not DATA.is_dir():
+        print(f"skipped: the benchmark data is not at {DATA}")
+        return
+    torch.set_num_threads(THREADS)
+    published = Workbench("demo", data=DATA / "truth")
+    report = _kept("published", lambda: published.evaluate(["statements"]))
+    if report.statements is not None:
+        yield from _statement_rows(report.statements, "published statements")
+    bench = Workbench("demo")
+    report = _kept("own", lambda: bench.evaluate(["statements"]))
+    if report.statements is None:
+        return
+    yield from _statement_rows(report.statements, "statements of our own")
+    layer = report.statements.chosen_layer
+    report = _kept("steps", lambda: _with_step_probe(bench).evaluate(["steps"], layer=layer))
+    if report.steps is not None:
+        yield from _step_rows(report.steps)
+    report = _kept(
+        "mistakes",
+        lambda: _with_step_probe(bench).evaluate(["mistakes"], layer=layer, mistakes=DATA / "mistakes"),
+    )
+    if report.mistakes is not None:
+        yield from _mistake_rows(report.mistakes)
 
 
 def extraction() -> Iterator[Row]:
@@ -110,22 +146,39 @@ def training() -> Row:
     )
 
 
-def worth() -> Iterator[Row]:
-    """What probes are worth on what they have not seen, or nothing where the data is not at hand."""
-    if not DATA.is_dir():
-        print(f"skipped: the benchmark data is not at {DATA}")
-        return
-    published = Workbench("demo", data=DATA / "truth").evaluate(["statements"])
-    if published.statements is not None:
-        yield from _statement_rows(published.statements, "published statements")
-    bench = Workbench("demo")
-    own = bench.evaluate(["statements", "steps", "mistakes"], sizes=Sizes(), mistakes=DATA / "mistakes")
-    if own.statements is not None:
-        yield from _statement_rows(own.statements, "statements of our own")
-    if own.steps is not None:
-        yield from _step_rows(own.steps)
-    if own.mistakes is not None:
-        yield from _mistake_rows(own.mistakes)
+def _kept(name: str, work: Callable[[], ProbeReport]) -> ProbeReport:
+    """A report that was made before by the same code, or a new one; probes that are made on the way stay there too."""
+    code = hashlib.sha256()
+    for package in ("explain/probes", "replay"):
+        for file in sorted((PROJECT / "tracer" / package).rglob("*.py")):
+            code.update(file.read_bytes())
+    folder = Path(user_cache_dir("tracer-bench")) / "probes" / code.hexdigest()[:12]
+    path = folder / f"{name}.report.json"
+    if not path.is_file():
+        with _probes_in(folder):
+            write_report(path, work())
+    return read_report(path)
+
+
+def _with_step_probe(bench: Workbench) -> Workbench:
+    """The same with the probe of steps at hand, so that it is made once."""
+    path = probe_path(bench.identity, STEPS)
+    if not path.is_file():
+        bench.train(["steps"])[0].save(path)
+    return bench
+
+
+@contextmanager
+def _probes_in(folder: Path) -> Iterator[None]:
+    """Probes of this code, not those that a person made."""
+    before = os.environ.get("TRACER_PROBES")
+    os.environ["TRACER_PROBES"] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ["TRACER_PROBES"]
+        if before is not None:
+            os.environ["TRACER_PROBES"] = before
 
 
 def _statement_rows(found: Evaluation, what: str) -> Iterator[Row]:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Request, sync_playwright
 
 from tests.ui import samples
+from tracer.jobs import Jobs
 from tracer.store import Store
 
 FLAGS = [
@@ -37,33 +39,43 @@ class Server:
     store: Store
     process: subprocess.Popen[str]
     ids: list[str]
+    jobs: Jobs
+
+
+@contextmanager
+def serving(store: Store, ids: list[str]) -> Iterator[Server]:
+    """The app on a free port, showing a store."""
+    code = f"from ui.serve import serve; raise SystemExit(serve(0, store={store.where!r}))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "STREAMLIT_SERVER_COOKIE_SECRET": "for tests only"},
+    )
+    jobs = Jobs.of_store(store.where)
+    try:
+        assert process.stdout is not None
+        found = re.search(r"http://\S+", process.stdout.readline())
+        assert found
+        yield Server(found.group(), store, process, ids, jobs)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(SECONDS)
+        assert process.stdout is not None
+        process.stdout.close()
+        for job in jobs.list():
+            jobs.remove(job.id)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The app on a free port, showing one run of every agent, a failed and a long one, and hostile ones."""
-    location = tmp_path_factory.mktemp("store") / "runs.db"
-    code = f"from ui.serve import serve; raise SystemExit(serve(0, store={str(location)!r}))"
-    with Store(location) as store:
+    """A store with one run of every agent, a failed and a long one, and hostile ones."""
+    with Store(tmp_path_factory.mktemp("store") / "runs.db") as store:
         ids = samples.fill(store)
         for number, text in enumerate(samples.CORPUS):
             store.import_trace(samples.hostile(text, trace_id=f"hostile-{number}"))
-        process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "STREAMLIT_SERVER_COOKIE_SECRET": "for tests only"},
-        )
-        try:
-            assert process.stdout is not None
-            found = re.search(r"http://\S+", process.stdout.readline())
-            assert found
-            yield Server(found.group(), store, process, ids)
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(SECONDS)
-            assert process.stdout is not None
-            process.stdout.close()
+        with serving(store, ids) as running:
+            yield running
 
 
 @pytest.fixture(scope="module")

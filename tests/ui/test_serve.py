@@ -86,7 +86,7 @@ def test_streamlits_page_has_an_inline_script() -> None:
 
 def test_the_app_loads_no_model_library() -> None:
     code = (
-        "import sys; import ui.serve, ui.state, ui.app_pages.runs, ui.app_pages.trace;"
+        "import sys; import ui.serve, ui.state, ui.app_pages.runs, ui.app_pages.trace, ui.app_pages.settings;"
         "print([name for name in ('torch', 'transformers', 'langchain') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -60,12 +60,13 @@ def _form() -> None:
             persist_state="session",
         )
         files = _documents()
+        st.caption("The run goes on when this page is reloaded or closed, and is kept with all that it recorded.")
+        start = st.button("Start", type="primary", key="new_start")
     with right:
         model, engine = _where()
         tools = _tools() if agent == "react" else None
         options = _parameters(agent)
-    st.caption("The run goes on when this page is reloaded or closed, and is kept with all that it recorded.")
-    if not st.button("Start", type="primary", key="new_start", disabled=not question.strip()):
+    if not start:
         return
     try:
         docs = str(keep_documents(state.documents_folder(), files)) if files else None
@@ -73,8 +74,9 @@ def _form() -> None:
         given |= {"docs": docs, "model": model or None, "engine": engine or "auto", "tools": tools or None}
         job = state.jobs().start("run", given | options)
     except TracerError as error:
-        st.error("The run cannot be started.")
-        st.text(str(error))
+        with left:
+            st.error("The run cannot be started.")
+            st.text(str(error))
         return
     state.select_job(job.id)
     st.rerun()

@@ -23,16 +23,16 @@ COMMANDS = 'tracer run cot "What is 17 * 23?"\nmake demo'
 COLUMNS = {
     "when": st.column_config.TextColumn("when", width=140),
     "agent": st.column_config.TextColumn("agent", width=70),
-    "model": st.column_config.TextColumn("model", width=110),
-    "question": st.column_config.TextColumn("question", width=250),
+    "model": st.column_config.TextColumn("model", width=95),
+    "question": st.column_config.TextColumn("question", width=215),
     "status": st.column_config.TextColumn("status", width=95),
-    "answer": st.column_config.TextColumn("answer", width=120),
+    "answer": st.column_config.TextColumn("answer", width=105),
     "correct": st.column_config.TextColumn("correct", width=80),
-    "steps": st.column_config.NumberColumn("steps", width=60, format="localized"),
-    "tokens": st.column_config.NumberColumn("tokens", width=75, format="localized"),
-    "seconds": st.column_config.NumberColumn("seconds", width=70, format="%.1f"),
-    "methods": st.column_config.TextColumn("explained by", width=170),
-    "explained": st.column_config.NumberColumn("explained in s", width=100, format="%.1f"),
+    "steps": st.column_config.NumberColumn("steps", width=55, format="localized"),
+    "tokens": st.column_config.NumberColumn("tokens", width=65, format="localized"),
+    "seconds": st.column_config.NumberColumn("seconds", width=65, format="%.1f"),
+    "methods": st.column_config.TextColumn("explained by", width=160),
+    "explained": st.column_config.NumberColumn("explained in s", width=95, format="%.1f"),
 }
 
 
@@ -139,12 +139,10 @@ def _table(polling: bool) -> None:
         st.info("No run matches these filters.")
         st.button("Clear the filters", on_click=state.clear_filters)
         return
-    selected = [run for run in found if run.id in state.selected_runs()]
-    _pager(offset, len(found), total=total, polling=polling)
-    _actions(selected)
+    _bar(offset, found, total=total, polling=polling)
     ids = [run.id for run in found]
     # By their ids, since their rows move down when another run begins.
-    rows = [row for row, run in enumerate(found) if run in selected]
+    rows = [row for row, trace_id in enumerate(ids) if trace_id in state.selected_runs()]
     st.session_state[TABLE] = {"selection": {"rows": rows, "cells": []}}
     st.dataframe(
         payload.runs_table(found, state.zone()),
@@ -171,25 +169,10 @@ def _choose(ids: Sequence[str]) -> None:
     state.select_runs([ids[row] for row in selection.get("rows") or () if row < len(ids)])
 
 
-def _pager(offset: int, shown: int, *, total: int, polling: bool) -> None:
-    text, back, on, refresh = st.columns([6, 1, 1, 1], vertical_alignment="bottom")
-    text.caption(
-        f"Runs {offset + 1:,d} to {offset + shown:,d} of {total:,d}, newest first. Click a run to open it; tick two to "
-        "compare them."
-    )
-    turn = state.set_runs_offset
-    if total > PAGE_SIZE:
-        back.button("Newer", on_click=turn, args=(offset - PAGE_SIZE,), disabled=offset == 0, width="stretch")
-        last = offset + shown >= total
-        on.button("Older", on_click=turn, args=(offset + PAGE_SIZE,), disabled=last, width="stretch")
-    if not polling:
-        refresh.button("Refresh", width="stretch")
-
-
-def _actions(selected: Sequence[TraceSummary]) -> None:
-    """What can be done with the runs that are ticked; always there, so that the table stays where it is."""
-    text, compare, delete, none = st.columns([6, 1, 1, 1], vertical_alignment="bottom")
-    text.caption(f"{len(selected):,d} ticked." if selected else "None ticked.")
+def _bar(offset: int, found: Sequence[TraceSummary], *, total: int, polling: bool) -> None:
+    """What can be done with the runs that are ticked, and turning pages; always there, so that the table stays put."""
+    selected = [run for run in found if run.id in state.selected_runs()]
+    compare, delete, none, _, back, on, refresh = st.columns([2, 2, 2, 3, 2, 2, 2], vertical_alignment="bottom")
     if compare.button("Compare", disabled=len(selected) != 2, width="stretch", help="Two runs, side by side."):
         earlier, later = sorted(selected, key=lambda run: run.created_at)
         state.compare_runs(earlier.id, later.id)
@@ -197,6 +180,18 @@ def _actions(selected: Sequence[TraceSummary]) -> None:
         state.set_runs_to_delete([run.id for run in selected])
         st.rerun()
     none.button("Tick none", on_click=state.select_runs, args=((),), disabled=not selected, width="stretch")
+    turn = state.set_runs_offset
+    if total > PAGE_SIZE:
+        back.button("Newer", on_click=turn, args=(offset - PAGE_SIZE,), disabled=offset == 0, width="stretch")
+        last = offset + len(found) >= total
+        on.button("Older", on_click=turn, args=(offset + PAGE_SIZE,), disabled=last, width="stretch")
+    if not polling:
+        refresh.button("Refresh", width="stretch")
+    # Right above the table, whose own buttons appear at the end of this line.
+    st.caption(
+        f"Runs {offset + 1:,d} to {offset + len(found):,d} of {total:,d}, newest first. Click a run to open it; tick "
+        f"two to compare them ({len(selected):,d} ticked)."
+    )
 
 
 def _keep() -> None:

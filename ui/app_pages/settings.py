@@ -132,10 +132,9 @@ def _store() -> None:
     with elements.failures("The store cannot be read."):
         store = state.store()
         elements.fact("Where", store.where)
-        counts = [
-            f"{store.count(TraceFilter(status=status)):,d} {palette.status_name(status)}" for status in palette.STATUSES
-        ]
-        elements.fact("Runs", f"{store.count():,d}: {', '.join(counts)}")
+        counts = {status: store.count(TraceFilter(status=status)) for status in palette.STATUSES}
+        parts = [f"{number:,d} {status}" for status, number in counts.items() if number]
+        elements.fact("Runs", ", ".join(parts) or "none yet")
         elements.fact("Token scores", str(store.arrays.root))
         elements.fact("Jobs", str(state.jobs().folder))
     st.caption("TRACER_STORE names another store before the app is started.")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.explain.probes.planted_truth import planted
+from tests.explain.probes.truthful_model import truth_probe, worth
 from tracer.errors import CancelledError, InputError, UnknownNameError
 from tracer.explain.probes.evaluate import evaluate
 from tracer.explain.probes.examples import Examples
@@ -17,7 +18,8 @@ from tracer.explain.probes.fit import fit
 from tracer.explain.probes.held_out import Material, Watch, by_what, choose_layers, left_out, topic_folds
 from tracer.explain.probes.metrics import accuracy
 from tracer.explain.probes.probe import Probe
-from tracer.explain.probes.tables import evaluation_tables
+from tracer.explain.probes.score import NOT_BETTER, NOT_MEASURED, SENTENCES
+from tracer.explain.probes.tables import evaluation_tables, probe_tables
 from tracer.explain.probes.train import train
 from tracer.trace.probe_report import Evaluation, MethodResult
 
@@ -145,6 +147,17 @@ def test_tables_show_every_method_and_control(found: Evaluation) -> None:
     assert all(len(row) == len(table.columns) for table in tables for row in table.rows)
     assert {row[0] for row in tables[1].rows} == set(found.topics)
     assert len(tables[2].rows) == 3
+
+
+@pytest.mark.parametrize("beats", [True, False])
+def test_a_probe_that_does_not_beat_the_logprob_is_printed_with_that_sentence(beats: bool) -> None:
+    known = truth_probe({"name": "m"}, on_steps=worth(beats=beats))
+    table, on_steps = probe_tables(known.record)
+    assert table.rows[0][0] == "probe" and SENTENCES[NOT_MEASURED] not in table.notes
+    assert (SENTENCES[NOT_BETTER] in on_steps.notes) is not beats
+    assert [row[0] for row in on_steps.rows] == ["probe", "mean_logprob", "length", "stack", "with probe"]
+    (alone,) = probe_tables(truth_probe({"name": "m"}).record)
+    assert SENTENCES[NOT_MEASURED] in alone.notes
 
 
 def test_one_topic_is_judged_by_entities_it_has_not_seen() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -99,7 +101,7 @@ def _descend(plus: Floats, minus: Floats, first: Floats) -> tuple[Floats, float,
         one, other = (torch.sigmoid(rows @ parameters.T) for rows in pairs)
         return ((one + other - 1.0) ** 2 + torch.minimum(one, other) ** 2).mean(0)
 
-    with torch.enable_grad():
+    with _one_thread(), torch.enable_grad():
         parameters = torch.tensor(first, dtype=torch.float32, requires_grad=True)
         optimiser = torch.optim.AdamW([parameters], lr=_RATE, weight_decay=_DECAY)
         for _ in range(_EPOCHS):
@@ -110,6 +112,19 @@ def _descend(plus: Floats, minus: Floats, first: Floats) -> tuple[Floats, float,
     best = int(ended.argmin())
     found = parameters.detach()[best].double().numpy()
     return found[:-1], float(found[-1]), float(ended[best])
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Several threads only wait for each other on matrices as small as these."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _sigmoid(values: Floats) -> Floats:

@@ -38,6 +38,8 @@ METHODS = ("ttpd", "logistic", "logistic_l2", "mass_mean", "ccs")
 """Kinds of probes that are compared by default."""
 SWEPT = ("ttpd", "logistic_l2", "mass_mean")
 """Those that are fitted at every layer."""
+SLOW_REPEATS = 5
+"""Most draws of training rows for CCS, each of which takes seconds."""
 LAYER_REPEATS = 2
 """Draws of training rows at every layer; the layer that was chosen gets all."""
 LAYER_DRAWS = 200
@@ -45,6 +47,7 @@ LAYER_DRAWS = 200
 _POINTS = 2000
 """Most points of a scatter that is kept for a picture."""
 _NEEDS_NEGATIONS = frozenset({"ttpd", "ccs"})
+_SLOW = frozenset({"ccs"})
 
 
 def evaluate(
@@ -86,13 +89,17 @@ def evaluate(
     count = len(material.topics)
     swept = material.layers if swept is None else tuple(swept)
     sweeping = [name for name in own if name in SWEPT]
-    fits = count * (repeats * (len(own) + 3) + len(swept) * len(sweeping) * min(LAYER_REPEATS, repeats))
+    draws = {name: min(repeats, SLOW_REPEATS) if name in _SLOW else repeats for name in own}
+    fits = count * (sum(draws.values()) + 3 * repeats + len(swept) * len(sweeping) * min(LAYER_REPEATS, repeats))
     if layer is None:
         fits += choice_fits(material, topic_folds(count, seed=seed))
     watch = Watch(progress, cancel, fits)
     chosen, layers = _layers(material, layer, seed, watch)
     run = partial(left_out, material, repeats=repeats, seed=seed, watch=watch)
-    scores = {name: run(trainer(name), layers) for name in own}
+    scores = {
+        name: left_out(material, trainer(name), layers, repeats=draws[name], seed=seed, watch=watch) for name in own
+    }
+    notes = (*notes, *(f"{name} with {number} repeats" for name, number in draws.items() if number < repeats))
     controls = control_scores(CHOICE if CHOICE in own else own[0], material, layers, run)
     text = text_scores(material, repeats=repeats, seed=seed)
     return Evaluation(
