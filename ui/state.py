@@ -324,7 +324,9 @@ def _evidence(where: str, trace_id: str, version: str) -> Evidence:
 def texts_of(trace: Trace) -> tuple[TokenTexts | None, str]:
     """What turns a trace's ids into text; where that cannot be had, why."""
     try:
-        return token_texts(trace.model), ""
+        # Shown after half a second only: the first time it takes a second or two.
+        with st.spinner("Reading the model's tokenizer"):
+            return token_texts(trace.model), ""
     except TracerError as error:
         return None, str(error)
 

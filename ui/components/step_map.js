@@ -44,6 +44,11 @@ function hear(place, news) {
 }
 
 function take(place, data) {
+  if (place.data?.run !== data.run) {
+    place.folded.clear();
+    place.query = "";
+    if (place.search) place.search.value = "";
+  }
   place.data = data;
   place.reads = readsOf(data.reads);
   place.truth = data.truth.some((value) => value !== null);

@@ -85,6 +85,7 @@ def map_data(evidence: Evidence, rows: Sequence[Row], *, method: str | None) -> 
     read = None if method is None else evidence.explanation(method)
     fallback = None if method is None else evidence.default_target(method)
     return {
+        "run": evidence.trace.id,
         "looks": [palette.source_look(kind)._asdict() for kind in _KINDS],
         "scale": palette.scale_properties(),
         "kind": [_kind_number(row) for row in rows],
