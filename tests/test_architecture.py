@@ -95,6 +95,17 @@ def test_imports_are_light(statement: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_the_app_loads_no_model_library() -> None:
+    code = (
+        "import importlib, pathlib, sys\n"
+        "for path in sorted(pathlib.Path('ui/app_pages').glob('*.py')):\n"
+        "    importlib.import_module(f'ui.app_pages.{path.stem}')\n"
+        "print([name for name in ('torch', 'transformers', 'vllm') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
 def test_no_file_of_ours_uses_what_is_forbidden() -> None:
     forbidden = {"pickle", "dill", "cloudpickle", "shelve", "marshal"}
     for folder in ("tracer", "ui", "examples"):

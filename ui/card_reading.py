@@ -174,6 +174,9 @@ def _worth(shown: Shown, step: Step, method: str, trust: Trust) -> None:
 
 
 def _measure(shown: Shown, step: Step, method: str) -> None:
+    if method not in METHODS:
+        st.caption("It is another program's method: it cannot be measured here.")
+        return
     answers = shown.evidence.answers
     trusted = "answer" if step.id in answers else "all"
     jobs.start_button(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import streamlit as st
 
 from tracer.trace.probes import ProbeBaselines, ProbeScore
@@ -76,20 +74,21 @@ def _score(shown: Shown, score: ProbeScore) -> None:
 def _baselines(baselines: ProbeBaselines) -> None:
     """What is known without a probe."""
     mean, least, entropy, agree, asked = st.columns(5)
-    with mean:
-        elements.fact("Log p, mean", _figure(baselines.mean_logprob))
-    with least:
-        elements.fact("Log p, least", _figure(baselines.min_logprob))
-    with entropy:
-        elements.fact("Entropy", _figure(baselines.entropy))
-    with agree:
-        elements.fact("Agreement", _figure(baselines.agreement))
-    with asked:
-        elements.fact("P(True)", _figure(baselines.p_true))
-
-
-def _figure(value: float | None) -> str:
-    return "unknown" if value is None or not math.isfinite(value) else f"{value:.2f}"
+    if baselines.mean_logprob is not None:
+        with mean:
+            elements.fact("Log p, mean", f"{baselines.mean_logprob:.2f}")
+    if baselines.min_logprob is not None:
+        with least:
+            elements.fact("Log p, least", f"{baselines.min_logprob:.2f}")
+    if baselines.entropy is not None:
+        with entropy:
+            elements.fact("Entropy", f"{baselines.entropy:.2f}")
+    if baselines.agreement is not None:
+        with agree:
+            elements.fact("Agreement", f"{baselines.agreement:.2f}")
+    if baselines.p_true is not None:
+        with asked:
+            elements.fact("P(True)", f"{baselines.p_true:.2f}")
 
 
 def _held_out(score: ProbeScore) -> None:

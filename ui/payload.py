@@ -31,7 +31,6 @@ RUN_COLUMNS = (
     "explained",
 )
 STEP_COLUMNS = ("step", "kind", "branch", "pruned", "score", "text", "error")
-ALWAYS_SHOWN = ("step", "kind", "text")
 
 
 class Link(NamedTuple):
@@ -107,17 +106,6 @@ def steps_table(numbered: Sequence[tuple[int, Step]]) -> pd.DataFrame:
         for number, step in numbered
     ]
     return pd.DataFrame(rows, columns=list(STEP_COLUMNS)).astype({"score": "float64"})
-
-
-def used_columns(trace: Trace) -> list[str]:
-    """The columns of `steps_table` that say anything in this trace."""
-    used = {
-        "branch": any(step.branch for step in trace.steps),
-        "pruned": any(step.pruned for step in trace.steps),
-        "score": any(step.score is not None for step in trace.steps),
-        "error": any(step.error for step in trace.steps),
-    }
-    return [column for column in STEP_COLUMNS if column in ALWAYS_SHOWN or used[column]]
 
 
 def tokens_table(completion: Completion, *, start: int, end: int, texts: Sequence[str] | None = None) -> pd.DataFrame:

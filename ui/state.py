@@ -44,7 +44,6 @@ FILTERS = (AGENT, MODEL, STATUS, CORRECT, SEARCH, TASK)
 
 _RUNS_SHOWN = "runs_shown"
 _RUNS_OFFSET = "runs_offset"
-_STEPS_OFFSET = "steps_offset"
 _IMPORTED = "imported"
 _Value = TypeVar("_Value")
 Grain = Literal["token", "word", "sentence", "segment"]
@@ -109,7 +108,7 @@ def select_step(step_id: str) -> None:
 
 def open_run(trace_id: str) -> NoReturn:
     """Go to a run's trace."""
-    for key in (KINDS, BRANCH, _STEPS_OFFSET):
+    for key in (KINDS, BRANCH):
         st.session_state.pop(key, None)
     chosen = {RUN: trace_id}
     step = _parameter(STEP)
@@ -157,16 +156,6 @@ def runs_offset() -> int:
 def set_runs_offset(offset: int) -> None:
     """Turn to another page of runs."""
     st.session_state[_RUNS_OFFSET] = max(0, offset)
-
-
-def steps_offset() -> int | None:
-    """The number of steps before the first one on the page, if a person turned to one."""
-    return _read(_STEPS_OFFSET, int)
-
-
-def set_steps_offset(offset: int | None) -> None:
-    """Turn to another page of steps; ``None`` follows the selected step."""
-    st.session_state[_STEPS_OFFSET] = offset
 
 
 def kinds() -> list[str]:
@@ -324,7 +313,9 @@ def _evidence(where: str, trace_id: str, version: str) -> Evidence:
 def texts_of(trace: Trace) -> tuple[TokenTexts | None, str]:
     """What turns a trace's ids into text; where that cannot be had, why."""
     try:
-        return token_texts(trace.model), ""
+        # Shown after half a second only: the first time it takes a second or two.
+        with st.spinner("Reading the model's tokenizer"):
+            return token_texts(trace.model), ""
     except TracerError as error:
         return None, str(error)
 
@@ -341,9 +332,15 @@ def select_part(number: int) -> None:
     st.query_params[PART] = str(number)
 
 
-def method(known: Sequence[str]) -> str | None:
-    """The explanation method that the URL names, if the trace was explained with it; else the first of them."""
+def method(known: Sequence[str] | None = None) -> str | None:
+    """The explanation method that the URL names.
+
+    Args:
+        known: Those that there are: the first of them stands for any other. Without it, the name as it is.
+    """
     wanted = _parameter(METHOD)
+    if known is None:
+        return wanted
     return wanted if wanted in known else known[0] if known else None
 
 

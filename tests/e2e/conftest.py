@@ -122,6 +122,17 @@ def watch(browser: Browser, *, theme: str = "light") -> Watched:
     return watched
 
 
+def elsewhere(page: Page) -> list[str]:
+    """What the page links to or shows that does not come from this machine."""
+    found: list[str] = page.evaluate(
+        """() => [...document.querySelectorAll("[href], [src]")]
+          .map((node) => new URL(node.href ?? node.src, location.href))
+          .filter((url) => url.origin !== location.origin && !["data:", "blob:"].includes(url.protocol))
+          .map(String)"""
+    )
+    return found
+
+
 @pytest.fixture
 def watched(browser: Browser) -> Iterator[Watched]:
     """A page in the light theme."""

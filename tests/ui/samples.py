@@ -161,11 +161,14 @@ def hostile(text: str, *, trace_id: str = "hostile") -> Trace:
 
 
 def _hostile_explanation(text: str) -> dict[str, Any]:
-    sources = [
+    sources: list[dict[str, Any]] = [
         {"id": text, "kind": "question", "step_id": f"q{text}", "call_id": text, "start": 0, "end": 2},
         {"id": f"other {text}", "kind": text, "step_id": None, "call_id": text, "start": 0, "end": 2},
     ]
-    return explanation([f"a{text}"], sources, [[1.0, -0.5]], method=text, unit=text, parameters={text: text})
+    made: dict[str, Any] = explanation(
+        [f"a{text}"], sources, [[1.0, -0.5]], method=text, unit=text, parameters={text: text}
+    )
+    return made
 
 
 def explanation(targets: list[str], sources: list[dict[str, Any]], values: list[list[float]], **more: Any) -> Any:

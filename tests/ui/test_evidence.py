@@ -131,14 +131,15 @@ def test_the_answer_of_a_vote_is_what_was_voted_for() -> None:
 def test_influences_are_the_largest_and_relative() -> None:
     trace = samples.long_explained(40)
     evidence = Evidence(trace)
-    rows = {step.id: number for number, step in enumerate(trace.steps)}
+    rows: dict[str | int, int] = {step.id: number for number, step in enumerate(trace.steps)}
     found = evidence.influences("made_up", rows=rows, top=5)
     assert len(found) == 40
     pairs = found[30]
-    values = trace.explanations[0]["values"][30]  # type: ignore[index,call-overload]
-    best = sorted(range(30), key=lambda at: -abs(values[at]))[:5]  # type: ignore[index,arg-type]
+    values = evidence.explanation("made_up").row("s31")
+    best = sorted(range(30), key=lambda at: -abs(values[at]))[:5]
     assert [row for row, _ in pairs] == best
-    assert abs(pairs[0][1]) == 1.0 and pairs[1][1] == pytest.approx(values[best[1]] / abs(values[best[0]]))  # type: ignore[index,operator,arg-type]
+    assert abs(pairs[0][1]) == 1.0
+    assert pairs[1][1] == pytest.approx(values[best[1]] / abs(values[best[0]]))
 
 
 @pytest.mark.parametrize(

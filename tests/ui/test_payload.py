@@ -51,11 +51,6 @@ def test_an_empty_table_has_its_columns() -> None:
     assert tuple(payload.steps_table([]).columns) == payload.STEP_COLUMNS
 
 
-def test_only_columns_that_say_something_are_shown() -> None:
-    assert payload.used_columns(samples.long(3)) == ["step", "kind", "text"]
-    assert "pruned" in payload.used_columns(samples.tot())
-
-
 def test_tokens_sum_to_the_steps_logprob() -> None:
     trace = samples.cot()
     step = next(step for step in trace.steps if step.call_id is not None)

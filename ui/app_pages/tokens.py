@@ -7,6 +7,7 @@ from functools import partial
 
 import streamlit as st
 
+from tracer.explain.methods import METHODS
 from tracer.trace.trace import Trace
 from ui import card_reading, elements, jobs, payload, state
 from ui.components import token_map
@@ -60,9 +61,9 @@ def _view(run: str) -> None:
         found=own,
         signed=signed,
         grain=state.grain(),
-        span=_pinned(item, own, signed=signed),
+        span=_pinned(trace, item, own, signed=signed),
         key=MAP,
-        on_pin=partial(_pin, item, own),
+        on_pin=partial(_pin, trace, item, own),
     )
 
 
@@ -119,8 +120,7 @@ def _call_name(evidence: Evidence, item: Written, at: int, count: int) -> str:
 
 def _texts(trace: Trace, item: Written) -> list[str]:
     """The text of each token, or its id where that is not known."""
-    with st.spinner("Reading the tokenizer", show_time=False):
-        texts, why = state.texts_of(trace)
+    texts, why = state.texts_of(trace)
     if texts is not None:
         return texts.texts(item.token_ids)
     st.warning("Ids stand for the tokens: their texts are not known here.")
@@ -162,7 +162,7 @@ def _notes(
 
 
 def _explain(evidence: Evidence, methods: list[str], names: list[str]) -> None:
-    if names:
+    if names and all(name in METHODS for name in methods):
         jobs.start_button(
             "Explain every token of it" if names[0].endswith("#*") else "Explain its steps",
             "explain",
@@ -171,7 +171,11 @@ def _explain(evidence: Evidence, methods: list[str], names: list[str]) -> None:
         )
 
 
-def _pin(item: Written, own: Sequence[Target]) -> None:
+def _place(trace: Trace, item: Written) -> tuple[str, str, int]:
+    return trace.id, item.call.id, item.completion
+
+
+def _pin(trace: Trace, item: Written, own: Sequence[Target]) -> None:
     """Remember what was pinned; a step that it lies in goes into the URL."""
     value = event_value(MAP, token_map.PIN)
     if not isinstance(value, list) or len(value) != 2 or not all(isinstance(part, int) for part in value):
@@ -179,17 +183,17 @@ def _pin(item: Written, own: Sequence[Target]) -> None:
     start, end = value
     if not 0 <= start < end <= len(item.token_ids):
         return
-    st.session_state[PINNED] = (item.call.id, item.completion, start, end)
+    st.session_state[PINNED] = (*_place(trace, item), start, end)
     inside = next((found for found in own if "#" not in found.name and found.start <= start < found.end), None)
     if inside is not None:
         state.select_step(inside.name)
         state.select_token(start - inside.start)
 
 
-def _pinned(item: Written, own: Sequence[Target], *, signed: bool) -> Span | None:
+def _pinned(trace: Trace, item: Written, own: Sequence[Target], *, signed: bool) -> Span | None:
     known = st.session_state.get(PINNED)
-    if isinstance(known, tuple) and known[:2] == (item.call.id, item.completion):
-        return Span(own, known[2], known[3], signed)
+    if isinstance(known, tuple) and known[:3] == _place(trace, item):
+        return Span(own, known[3], known[4], signed)
     number, step = state.token(), state.step_id()
     inside = next((found for found in own if found.name == step), None)
     if number is None or inside is None or inside.start + number >= inside.end:

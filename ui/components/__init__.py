@@ -7,6 +7,5 @@ What they share:
 - Text of a trace only ever becomes ``textContent``; a test forbids everything that would read it as HTML.
 - What is sent carries a ``rev``, so that a component that is called with what it shows already does nothing.
 - The selection is not part of what is sent: a component marks what was clicked by itself and tells Python, which puts
-  it in the URL. Where it was chosen elsewhere, a small second mount of the same component on the same ``channel`` hands
-  it over.
+  it in the URL. Where it was chosen elsewhere, `mount.tell` hands it over.
 """

@@ -11,14 +11,24 @@ function placeOf(component, make) {
   if (!place) {
     place = make(host);
     place.root = element("div", "tracer");
+    const known = place;
+    document.addEventListener("tracer-news", (event) => {
+      if (event.detail === known.channel && known.hear && known.root.isConnected) known.hear(newsOf(known));
+    });
     host.appendChild(place.root);
     PLACES.set(host, place);
   }
+  place.channel = component.data.channel;
   place.send = component.setTriggerValue;
   place.root.dataset.theme = themeOf(place.root);
   place.changed = place.rev !== component.data.rev;
   place.rev = component.data.rev;
   return place;
+}
+
+// What `tell` in mount.py said last.
+function newsOf(place) {
+  return window.tracerNews?.get(place.channel);
 }
 
 // Light or dark, by what Streamlit says the background is: its theme can change without a call to Python.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,15 @@ def component(name: str) -> Render:
     Args:
         name: Name of the files without their suffixes.
     """
-    js, css = (
-        "\n".join((_FOLDER / f"{part}{suffix}").read_text(encoding="utf-8") for part in (COMMON, name))
-        for suffix in (".js", ".css")
-    )
+    js, css = (_text([COMMON, name], suffix) for suffix in (".js", ".css"))
     return st.components.v2.component(f"tracer_{name}", js=js, css=css)
+
+
+def _text(names: Iterable[str], suffix: str) -> str:
+    return "\n".join((_FOLDER / f"{name}{suffix}").read_text(encoding="utf-8") for name in names)
+
+
+_RELAY: Render = st.components.v2.component("tracer_relay", js=_text(["relay"], ".js"))
 
 
 def mount(render: Render, data: Mapping[str, Any], *, key: str, on_event: Mapping[str, Callable[[], None]]) -> None:
@@ -41,6 +45,18 @@ def mount(render: Render, data: Mapping[str, Any], *, key: str, on_event: Mappin
     rev = hashlib.blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=8).hexdigest()
     callbacks: dict[str, Any] = {f"on_{event}_change": callback for event, callback in on_event.items()}
     render(key=key, data={**data, "rev": rev}, **callbacks)
+
+
+def tell(channel: str, news: Mapping[str, Any]) -> None:
+    """Hand something small to a component that is drawn already, such as what is selected.
+
+    It is a component of its own, so that what the other one shows is not sent again.
+
+    Args:
+        channel: The other component's key; its data must name it as ``channel``.
+        news: JSON values.
+    """
+    _RELAY(key=f"{channel}_news", data={"channel": channel, **news})
 
 
 def event_value(key: str, event: str) -> object:

@@ -6,54 +6,49 @@ const GUTTER = 52;
 const ARCS = 6;
 const WAIT = 4000;
 const MARKS = ["truth", "logprob", "reads"];
-// Maps and what chooses rows in them from elsewhere are two places; they meet here.
-const CHANNELS = new Map();
 let counter = 0;
 
 export default function (component) {
-  const { data } = component;
-  if ("select" in data) {
-    choose(data.channel, data.select);
-    return;
-  }
   const place = placeOf(component, make);
   if (!place.changed) return;
-  if (place.channel !== data.channel && CHANNELS.get(place.channel)?.place === place) CHANNELS.delete(place.channel);
-  place.channel = data.channel;
-  const channel = CHANNELS.get(data.channel) ?? { row: -1, place: null, waiting: null };
-  channel.place = place;
-  CHANNELS.set(data.channel, channel);
-  take(place, data);
-  place.active = channel.row;
+  take(place, component.data);
   rebuild(place);
+  hear(place, newsOf(place));
   reveal(place, place.active);
   draw(place);
 }
 
-function make(host) {
+function make() {
   counter += 1;
-  return { host, prefix: `tracer-map-${counter}`, folded: new Map(), active: -1, query: "", rev: null };
+  const place = { prefix: `tracer-map-${counter}`, folded: new Map(), active: -1, hovered: null, query: "", rev: null };
+  place.waiting = null;
+  place.hear = (news) => {
+    if (hear(place, news)) {
+      reveal(place, place.active);
+      draw(place);
+    }
+  };
+  return place;
 }
 
-// A row that was chosen elsewhere. While a click of ours is on its way, older news is not listened to.
-function choose(name, row) {
-  const channel = CHANNELS.get(name) ?? { row: -1, place: null, waiting: null };
-  CHANNELS.set(name, channel);
-  if (channel.waiting) {
-    if (channel.waiting.row !== row && Date.now() < channel.waiting.until) return;
-    channel.waiting = null;
+// The row that is selected by now. While a click of ours is on its way, older news is not listened to.
+function hear(place, news) {
+  if (!news || !place.data || news.of !== place.data.text.length) return false;
+  if (place.waiting) {
+    if (place.waiting.row !== news.select && Date.now() < place.waiting.until) return false;
+    place.waiting = null;
   }
-  if (channel.row === row && channel.place?.active === row) return;
-  channel.row = row;
-  const place = channel.place;
-  if (!place?.data) return;
-  place.active = row;
-  unfold(place, row);
-  reveal(place, row);
-  draw(place);
+  const changed = place.active !== news.select;
+  place.active = news.select;
+  return changed;
 }
 
 function take(place, data) {
+  if (place.data?.run !== data.run) {
+    place.folded.clear();
+    place.query = "";
+    if (place.search) place.search.value = "";
+  }
   place.data = data;
   place.reads = readsOf(data.reads);
   place.truth = data.truth.some((value) => value !== null);
@@ -108,9 +103,7 @@ function build(place) {
   place.tree.appendChild(place.space);
   place.root.append(bar, place.head, place.tree);
   place.search.addEventListener("input", () => {
-    place.query = place.search.value.trim().toLowerCase();
-    rebuild(place);
-    draw(place);
+    find(place, place.search.value);
   });
   place.search.addEventListener("keydown", (event) => onSearchKey(place, event));
   place.tree.addEventListener("keydown", (event) => onKey(place, event));
@@ -154,6 +147,13 @@ function rebuild(place) {
   place.cursor = Math.max(0, Math.min(place.cursor ?? 0, items.length - 1));
   const shown = itemOf(place, place.active);
   if (shown >= 0) place.cursor = shown;
+}
+
+function find(place, text) {
+  place.query = text.trim().toLowerCase();
+  rebuild(place);
+  if (!place.query) reveal(place, place.active);
+  draw(place);
 }
 
 function itemOf(place, row) {
@@ -375,9 +375,7 @@ function open(place, at) {
   }
   place.active = item.row;
   place.hovered = null;
-  const channel = CHANNELS.get(place.channel);
-  channel.row = item.row;
-  channel.waiting = { row: item.row, until: Date.now() + WAIT };
+  place.waiting = { row: item.row, until: Date.now() + WAIT };
   draw(place);
   place.send("open", item.row);
 }
@@ -385,9 +383,7 @@ function open(place, at) {
 function onSearchKey(place, event) {
   if (event.key === "Escape") {
     place.search.value = "";
-    place.query = "";
-    rebuild(place);
-    draw(place);
+    find(place, "");
     place.tree.focus();
   } else if (event.key === "ArrowDown" || event.key === "Enter") {
     event.preventDefault();

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from tracer.trace.trace import Step, Trace
 from ui import palette
-from ui.components.mount import component, mount
+from ui.components.mount import component, mount, tell
 from ui.evidence import Evidence, Part, mean_logprob
 
 OPEN = "open"
@@ -74,12 +74,7 @@ def step_map(
     mount(_MAP, {"channel": key, **map_data(evidence, rows, method=method)}, key=key, on_event={OPEN: on_open})
     chosen = next((number for number, row in enumerate(rows) if row.name == selected), -1)
     # Apart, so that a click does not send the list again; tells the rows, too, since their numbers depend on them.
-    mount(
-        _MAP,
-        {"channel": key, "select": chosen, "of": len(rows), "first": str(rows[0].name) if rows else ""},
-        key=f"{key}_selected",
-        on_event={},
-    )
+    tell(key, {"select": chosen, "of": len(rows), "first": str(rows[0].name) if rows else ""})
 
 
 def map_data(evidence: Evidence, rows: Sequence[Row], *, method: str | None) -> dict[str, Any]:
@@ -90,6 +85,7 @@ def map_data(evidence: Evidence, rows: Sequence[Row], *, method: str | None) -> 
     read = None if method is None else evidence.explanation(method)
     fallback = None if method is None else evidence.default_target(method)
     return {
+        "run": evidence.trace.id,
         "looks": [palette.source_look(kind)._asdict() for kind in _KINDS],
         "scale": palette.scale_properties(),
         "kind": [_kind_number(row) for row in rows],

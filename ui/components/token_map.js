@@ -3,22 +3,11 @@
 const CUE = 0.18;
 const CHIPS = 8;
 const ENDS = /[.!?\u3002\uff01\uff1f\n]/;
-// Maps and what speaks to them from elsewhere are two places; they meet here.
-const CHANNELS = new Map();
 
 export default function (component) {
   const { data } = component;
-  if ("grain" in data) {
-    listen(data);
-    return;
-  }
-  const place = placeOf(component, () => ({ rev: null, hovered: null, pinned: null, anchor: null, tinted: [] }));
+  const place = placeOf(component, make);
   if (!place.changed) return;
-  if (place.channel !== data.channel && CHANNELS.get(place.channel)?.place === place) CHANNELS.delete(place.channel);
-  place.channel = data.channel;
-  const channel = CHANNELS.get(data.channel) ?? { place: null, news: null };
-  channel.place = place;
-  CHANNELS.set(data.channel, channel);
   place.data = data;
   place.pinned = null;
   place.hovered = null;
@@ -27,23 +16,25 @@ export default function (component) {
   place.rows = rowsOf(data.rows);
   index(place);
   build(place);
-  group(place, channel.news?.grain ?? "token");
-  if (channel.news) hear(place, channel.news);
+  group(place, "token");
+  hear(place, newsOf(place));
   show(place);
+  // What can be pointed at stands at the end.
+  if (!place.pinned) place.text.scrollTop = place.text.scrollHeight;
 }
 
-function listen(news) {
-  const channel = CHANNELS.get(news.channel) ?? { place: null, news: null };
-  CHANNELS.set(news.channel, channel);
-  channel.news = news;
-  if (channel.place?.data) {
-    hear(channel.place, news);
-    show(channel.place);
-  }
+function make() {
+  const place = { rev: null, hovered: null, pinned: null, anchor: null, tinted: [] };
+  place.hear = (news) => {
+    hear(place, news);
+    show(place);
+  };
+  return place;
 }
 
 // What Python says: how tokens are taken together, and all scores of the tokens that were pinned.
 function hear(place, news) {
+  if (!news || !place.data) return;
   if (news.grain !== place.grain) group(place, news.grain);
   if (!news.pin || news.of !== place.data.of) return;
   const bytes = bytesOf(news.pin.values);
@@ -323,7 +314,8 @@ function describe(place, shown, units) {
   place.status.textContent = parts.join(" \u00b7 ");
   const total = units.reduce((all, [, value]) => all + Math.abs(value), 0) || 1;
   const chips = units.slice(0, CHIPS).map(([unit, value]) => {
-    const chip = element("span", `chip ${value < 0 ? "lowers" : "raises"}`);
+    const chip = element("button", `chip ${value < 0 ? "lowers" : "raises"}`);
+    chip.addEventListener("click", () => place.spans[place.bounds[unit][0]].scrollIntoView({ block: "center" }));
     const sign = data.signed ? (value < 0 ? "\u2212" : "+") : "";
     chip.append(element("b", "", `${sign}${percent(Math.abs(value) / total)}`), element("span", "", words(place, ...place.bounds[unit]) || "\u2423"));
     chip.append(element("span", "from", kindAt(place, place.bounds[unit][0])));

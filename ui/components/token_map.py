@@ -8,7 +8,7 @@ from typing import Any
 
 from tracer.trace.trace import Trace
 from ui import palette
-from ui.components.mount import component, mount
+from ui.components.mount import component, mount, tell
 from ui.state import Grain
 from ui.token_scores import Run, Span, Target, Written, pack, runs
 
@@ -47,7 +47,7 @@ def token_map(
     # Tells pinned tokens of another call or method apart, whose numbers would fit here as well.
     of = hashlib.blake2b(f"{item.call.id} {item.completion} {data['rows']}".encode(), digest_size=8).hexdigest()
     mount(_MAP, {"channel": key, "of": of, **data}, key=key, on_event={PIN: on_pin})
-    mount(_MAP, {"channel": key, "of": of, "grain": grain, "pin": _pin(span)}, key=f"{key}_news", on_event={})
+    tell(key, {"of": of, "grain": grain, "pin": _pin(span)})
 
 
 def map_data(

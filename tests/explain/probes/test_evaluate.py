@@ -18,10 +18,10 @@ from tracer.explain.probes.fit import fit
 from tracer.explain.probes.held_out import Material, Watch, by_what, choose_layers, left_out, topic_folds
 from tracer.explain.probes.metrics import accuracy
 from tracer.explain.probes.probe import Probe
-from tracer.explain.probes.score import NOT_BETTER, NOT_MEASURED, SENTENCES
 from tracer.explain.probes.tables import evaluation_tables, probe_tables
 from tracer.explain.probes.train import train
 from tracer.trace.probe_report import Evaluation, MethodResult
+from tracer.trace.probes import NOT_BETTER, NOT_MEASURED, SENTENCES
 
 MATERIAL = planted(topics=5, entities=16, strength=2.0, seed=1).material
 METHODS = ("ttpd", "logistic_l2", "mass_mean")
