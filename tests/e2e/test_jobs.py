@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 from tests.bench.seed_store import seed_store
 from tests.e2e.conftest import SECONDS, Server, Watched, serving, watch
 from tests.e2e.test_app import HEADER, ROW, cell, click_row, table
-from tests.explain.tiny_runs import write_replica
+from tests.jobs.endless import write_endless
 from tests.ui import samples
 from tracer.engines.models import ResolvedModel
 from tracer.store import Store
@@ -70,15 +70,14 @@ def test_a_run_is_started_watched_and_opened(server: Server, watched: Watched, d
     (job,) = [job for job in server.jobs.list() if job.parameters.get("question") == "What is 3 + 4?"]
     assert job.trace_id is not None
     trace = server.store.load(job.trace_id)
-    assert trace.status == "completed" and trace.model.engine == "transformers"
+    assert trace.status == "completed" and trace.model.engine == "local"
     assert 0 < len(trace.calls[0].completions[0].token_ids) <= TOKENS
     assert watched.remote == watched.refused == []
 
 
 def test_a_run_is_cancelled_and_what_it_has_is_kept(server: Server, watched: Watched, tmp_path: Path) -> None:
     page = watched.page
-    model = write_replica(tmp_path / "model", context=50_000)
-    (model / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}\n{% endfor %}")
+    model = write_endless(tmp_path / "model")
     ask(page, server, "How long does it write?", model=str(model), tokens=40_000)
     expect(page.get_by_text("The model is writing")).to_be_visible()
     page.get_by_role("button", name="Cancel").click()
@@ -107,6 +106,7 @@ def test_runs_are_ticked_and_deleted_after_a_question(server: Server, watched: W
     expect(page.get_by_text(f"of {before - 2:,d}, newest first")).to_be_visible()
     assert server.store.count() == before - 2
     expect(page.get_by_text("(0 ticked)")).to_be_visible()
+    expect(dialog).to_have_count(0)
     click_row(page, 0)
     page.wait_for_url(re.compile("/trace[?]run="))
 
@@ -131,7 +131,7 @@ def test_ten_thousand_runs_are_usable(crowded: Server, watched: Watched) -> None
     began = time.perf_counter()
     page.reload()
     table(page)
-    assert re.match(r"\d{4}-\d\d-\d\d", cell(page, 1, 1))
+    assert re.match(r"\d{4}-\d\d-\d\d", cell(page, 1, 0))
     took["open the list, s"] = time.perf_counter() - began
     began = time.perf_counter()
     page.get_by_role("button", name="Older").click()

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests.explain.tiny_runs import recorded_run, write_replica
+from tests.explain.tiny_runs import recorded_run
+from tests.jobs.endless import write_endless
 from tracer.errors import InputError
 from tracer.jobs import Job, Jobs
 from tracer.jobs.jobs import KEPT
@@ -29,10 +30,8 @@ QUESTION = "What is 3 + 4?"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model with room for a prompt of one token a byte, that can be talked to."""
-    folder = write_replica(tmp_path_factory.mktemp("model"), context=8192)
-    (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}\n{% endfor %}")
-    return folder
+    """A tiny model that never ends its turn."""
+    return write_endless(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -82,7 +81,7 @@ def pid_of(job: Job) -> int:
 
 
 def test_a_run_is_recorded_streams_and_is_cancelled_with_what_it_has(jobs: Jobs, store: Store, model: Path) -> None:
-    given = {"kind": "cot", "question": QUESTION, "engine": "local", "model": str(model), "max_tokens": 4000}
+    given = {"kind": "cot", "question": QUESTION, "engine": "local", "model": str(model), "max_tokens": 40_000}
     job = jobs.start("run", given)
     writing = until(jobs, job, lambda job: len(job.live_text) > 5 and job.tokens > 5)
     assert writing.status == "running" and writing.trace_id is not None and writing.started_at is not None

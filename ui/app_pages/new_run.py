@@ -61,7 +61,7 @@ def _form() -> None:
         )
         files = _documents()
         st.caption("The run goes on when this page is reloaded or closed, and is kept with all that it recorded.")
-        start = st.button("Start", type="primary", key="new_start")
+        start = st.button("Start", key="new_start")
     with right:
         model, engine = _where()
         tools = _tools() if agent == "react" else None

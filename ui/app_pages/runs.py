@@ -218,7 +218,7 @@ def _confirm() -> None:
     st.caption("Their explanations and probe scores go with them. This cannot be undone.")
     delete, keep = st.columns(2)
     keep.button("Keep them", on_click=_keep, width="stretch", key="keep_runs")
-    if delete.button("Delete them", type="primary", disabled=not there, width="stretch", key="delete_runs"):
+    if delete.button("Delete them", disabled=not there, width="stretch", key="delete_runs"):
         with elements.failures("They were not deleted."):
             for run in there:
                 store.delete(run.id)
