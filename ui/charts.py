@@ -60,13 +60,14 @@ def heat_map(frame: pd.DataFrame, *, theme: Theme, low: float, high: float, form
     return chart.properties(height=_ROW * max(len(rows), 1) + 20)
 
 
-def layer_token_map(frame: pd.DataFrame, *, theme: Theme, form: str) -> alt.Chart:
+def layer_token_map(frame: pd.DataFrame, *, theme: Theme, form: str, widest: float) -> alt.Chart:
     """Layers over tokens: purple where a layer's probe says false, orange where it says true; the deepest on top.
 
     Args:
         frame: Columns ``layer``, ``token``, which tells tokens apart and is drawn below them, and ``value``.
         theme: The background.
         form: How numbers are written, in d3's format; a constant.
+        widest: Absolute value from which on colours are full.
     """
     below, middle, above = palette.diverging(theme)
     columns = _order(frame, "token")
@@ -81,7 +82,7 @@ def layer_token_map(frame: pd.DataFrame, *, theme: Theme, form: str) -> alt.Char
             y=alt.Y("layer:O", sort=rows, title="layer"),
             color=alt.Color(
                 "value:Q",
-                scale=alt.Scale(domain=[-2, 0, 2], range=[below, middle, above], clamp=True),
+                scale=alt.Scale(domain=[-widest, 0, widest], range=[below, middle, above], clamp=True),
                 legend=alt.Legend(orient="right", title="says true"),
             ),
             tooltip=[alt.Tooltip("token:N"), alt.Tooltip("layer:O"), alt.Tooltip("value:Q", format=form)],

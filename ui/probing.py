@@ -26,6 +26,8 @@ from ui import palette
 from ui.payload import one_line
 
 CHANCE = 0.5
+FAR = 3.0
+"""Spreads of the training scores beyond which hardly any training statement lies."""
 PROBE, BASELINE, CONTROL = "probe", "baseline", "control (nothing to learn)"
 NAME_CHARACTERS = 44
 SCORE_COLUMNS = ("step", "kind", "text", "probability", "low", "high", "logprob", "p_true", "token", "doubts")
@@ -176,6 +178,18 @@ def layer_map_table(found: LayerMap, texts: Sequence[str]) -> pd.DataFrame:
         for name, value in zip(names, row, strict=True)
     ]
     return pd.DataFrame(rows, columns=["layer", "token", "value"])
+
+
+def map_width(found: LayerMap) -> float:
+    """Absolute value from which on a map's colours are full: all but its largest twentieth can be told apart."""
+    sizes = sorted(abs(value) for row in found.values for value in row)
+    return max(FAR, sizes[int(0.95 * (len(sizes) - 1))]) if sizes else FAR
+
+
+def share_far(found: LayerMap) -> float:
+    """Share of a map's values that are further from the boundary than statements are."""
+    sizes = [abs(value) for row in found.values for value in row]
+    return sum(size > FAR for size in sizes) / len(sizes) if sizes else 0.0
 
 
 def layer_worth_table(found: LayerMap) -> pd.DataFrame:

@@ -192,3 +192,14 @@ def test_a_map_of_other_tokens_is_a_sentence(store: Store, changes: dict[str, ob
     trace = mapped(**changes)
     store.import_trace(trace)
     assert any("cannot be shown" in item.value for item in probes_page(run=trace.id).error)
+
+
+def test_values_out_of_the_probes_range_are_said_to_be_so(store: Store) -> None:
+    trace = mapped()
+    count = len(layer_maps(trace)[trace.steps[-1].id].values[0])
+    near = layer_maps(trace)[trace.steps[-1].id]
+    far = near.model_copy(update={"values": [[0.5] * count, [-20.0] * count]})
+    assert (probing.map_width(near), probing.share_far(near)) == (probing.FAR, 0.0)
+    assert (probing.map_width(far), probing.share_far(far)) == (20.0, 0.5)
+    store.import_trace(trace.model_copy(update={"probes": [far.model_dump(mode="json")]}))
+    assert any("unlike what the probes learnt from" in item.value for item in probes_page(run=trace.id).warning)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tracer.trace.explanation import Explanation
+from tracer.trace.faithfulness import MethodFaithfulness
+from tracer.trace.layer_map import LayerMap
 from tracer.trace.probes import ProbeScore
 from tracer.trace.trace import SCHEMA_VERSION, Trace
 
@@ -20,9 +22,9 @@ def json_schema() -> dict[str, Any]:
     """The JSON Schema of a trace file."""
     schema = Trace.model_json_schema()
     # Beside the trace's own definitions and not required by it: other programs may attach documents of their own.
-    for attached in (Explanation, ProbeScore):
+    for attached in (Explanation, MethodFaithfulness, ProbeScore, LayerMap):
         own = attached.model_json_schema(ref_template="#/$defs/{model}")
-        schema["$defs"] |= own.pop("$defs") | {attached.__name__: own}
+        schema["$defs"] |= own.pop("$defs", {}) | {attached.__name__: own}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"tracer-trace-{SCHEMA_VERSION}",

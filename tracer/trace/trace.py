@@ -240,7 +240,7 @@ class Trace(Record):
     explanations: list[dict[str, JsonValue]] = Field(default_factory=list)
     """Those that tracer writes follow the definition ``Explanation``; see `tracer.trace.explanation`."""
     probes: list[dict[str, JsonValue]] = Field(default_factory=list)
-    """Those that tracer writes follow the definition ``ProbeScore``; see `tracer.trace.probes`."""
+    """Those that tracer writes follow the definitions ``ProbeScore`` and ``LayerMap``; see `tracer.trace.probes`."""
     fork_of: dict[str, JsonValue] | None = None
     error: str | None = None
     """Why the run failed, in one line."""

@@ -17,6 +17,8 @@ MODEL = "probes_model"
 METHOD = "probes_method"
 SCORED_BY = "probes_scored_by"
 MAPPED = "probes_mapped"
+MOSTLY = 0.25
+"""Share of values out of the probes' range from which on the page says so."""
 DEFAULT_MODEL = "demo"
 AUROC = "AUROC: how often a true one scores above a false one"
 SCORE_COLUMNS = {
@@ -157,9 +159,14 @@ def _layers(trace: Trace) -> None:
         names = [payload.visible_token(text) for text in texts.texts(ids)[before:]]
     frame = probing.layer_map_table(found, names)
     st.altair_chart(
-        charts.layer_token_map(frame, theme=state.theme(), form="+.2f"),
+        charts.layer_token_map(frame, theme=state.theme(), form="+.2f", widest=probing.map_width(found)),
         alt="What a probe of each layer says at each token of the step: purple false, orange true",
     )
+    if probing.share_far(found) > MOSTLY:
+        st.warning(
+            f"{probing.share_far(found):.0%} of these values are further from the boundary than statements ever are: "
+            "these tokens are unlike what the probes learnt from, so compare them with each other, not with zero."
+        )
     best = max(range(len(found.layers)), key=lambda place: found.held_out[place])
     st.caption(
         "Above zero means true, in spreads of the training statements. The best layer is "
