@@ -1,8 +1,9 @@
 """Runs that AT2's weights for the demo model are fitted on: questions over six passages about things that do not exist.
 
 ``python -m tests.bench.at2_runs`` records them with the engine that ``TRACER_ENGINE_URL`` names, or with a vLLM of its
-own. No name, passage or question is among the bundled ones, so that those stay unseen by the fit. The weights are then
-made by ``tracer at2 fit tests/bench/traces/at2/*.json --steps 2 --masks 16 --out tracer/explain/attribution/fitted/NAME``.
+own. No name, passage or question is among the bundled ones, so that those stay unseen by the fit. The weights are made
+by ``tracer at2 fit tests/bench/traces/at2/*.json --steps 2 --masks 16 --out FILE``, FILE being in
+``tracer/explain/attribution/fitted`` and called after the SHA-256 of the model's weights.
 """
 
 from __future__ import annotations
