@@ -14,13 +14,13 @@ from tracer.trace.explanation import Explanation
 from tracer.trace.faithfulness import faithfulness_of
 from tracer.trace.trace import Step, Trace
 from ui import elements, opened, palette, payload, state
-from ui.card import part_texts
 from ui.components import graph
 from ui.components.mount import event_value
 from ui.evidence import Evidence, Part
 from ui.influence import Influences
 from ui.jobs import start_button
 from ui.neighbourhood import DIRECTIONS, HOPS, Neighbourhood, Structure, neighbourhood
+from ui.shown import part_texts
 
 REFRESH_SECONDS = 2
 GRAPH = "graph"
