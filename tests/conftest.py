@@ -16,6 +16,7 @@ HEAVY = ("model", "vllm", "browser", "postgres")
 """Markers of tests that start servers or load real weights: one at a time, for memory and for their own time limits."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With ``--dist loadgroup``: all heavy tests in one process, every other file as a whole in either."""
     for item in items:
