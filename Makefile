@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests that start servers or load real weights run one after another, beside all others.
+HEAVY := model or vllm or browser or postgres
 
 .PHONY: help setup demo ui test check format lint types bench schema clean
 
@@ -26,7 +28,13 @@ ui: setup
 test: setup
 	@$(PYTHON) .ci/setup.py tests
 	@$(BIN)/tracer models fetch demo >/dev/null
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+ifdef ARGS
+	@$(BIN)/python -m pytest $(ARGS)
+else
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(HEAVY)" & heavy=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ($(HEAVY))"; light=$$?; \
+	wait $$heavy && exit $$light
+endif
 
 check: setup format lint types test
 

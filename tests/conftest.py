@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: the demo model, one real vLLM for the session; and which tests run side by side."""
+"""Fixtures shared by all tests: the demo model, and one real vLLM for the whole session."""
 
 from __future__ import annotations
 
@@ -11,18 +11,6 @@ from tracer.engines.install import ServeOptions
 from tracer.engines.models import ResolvedModel
 from tracer.engines.server import ServerHandle
 from tracer.engines.vllm import VllmEngine
-
-HEAVY = ("model", "vllm", "browser", "postgres")
-"""Markers of tests that start servers or load real weights: one at a time, for memory and for their own time limits."""
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With ``--dist loadgroup``: all heavy tests in one process, every other file as a whole in either."""
-    for item in items:
-        heavy = any(item.get_closest_marker(name) for name in HEAVY)
-        item.add_marker(pytest.mark.xdist_group("heavy" if heavy else item.nodeid.partition("::")[0]))
-
 
 @pytest.fixture(scope="session")
 def demo_model() -> ResolvedModel:
