@@ -12,6 +12,7 @@ from tracer.engines.models import ResolvedModel
 from tracer.engines.server import ServerHandle
 from tracer.engines.vllm import VllmEngine
 
+
 @pytest.fixture(scope="session")
 def demo_model() -> ResolvedModel:
     """The demo weights, fetched and converted on first use."""
