@@ -116,18 +116,6 @@ def test_an_answer_is_cited(jobs: Jobs, store: Store) -> None:
     assert store.load("run-1").explanations[0]["method"] == "mirage"
 
 
-def test_a_probe_is_trained_where_explanations_look_for_it(
-    jobs: Jobs, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TRACER_PROBES", str(tmp_path / "probes"))
-    monkeypatch.setenv("TRACER_CACHE", str(tmp_path / "cache"))
-    job = over(jobs, jobs.start("probe_train", {"model": str(model), "per_topic": 4, "kind": "mass_mean"}))
-    assert (job.status, job.error) == ("completed", None)
-    assert isinstance(job.result, dict) and job.result["kind"] == "mass_mean"
-    assert Path(str(job.result["file"])).parent == tmp_path / "probes"
-    assert "hidden states of statements" in job.log and "fitting probes" in job.log
-
-
 def test_methods_are_compared_over_runs(jobs: Jobs) -> None:
     job = over(jobs, jobs.start("faithfulness", {"runs": ["run-1"], "methods": ["grad_x_input", "random"]}))
     assert (job.status, job.error) == ("completed", None)
