@@ -24,8 +24,10 @@ SERIES: Mapping[Theme, tuple[str, ...]] = MappingProxyType(
     }
 )
 Drawn = alt.LayerChart | alt.FacetChart
-HEIGHT = 260
-_ROW = 30
+HEIGHT = 300
+AXIS, LABELS, LEGEND = 52, 112, 44
+"""Room for a horizontal axis, for one whose labels are turned, and for a legend; Streamlit counts them as height."""
+_ROW, _BAR, _LAYER = 30, 24, 14
 
 
 def heat_map(frame: pd.DataFrame, *, theme: Theme, low: float, high: float, form: str) -> Drawn:
@@ -42,7 +44,7 @@ def heat_map(frame: pd.DataFrame, *, theme: Theme, low: float, high: float, form
     rows, columns = _order(frame, "row"), _order(frame, "column")
     base = alt.Chart(frame).encode(
         x=alt.X("column:N", sort=columns, title=None, axis=alt.Axis(labelAngle=325, labelLimit=160, orient="top")),
-        y=alt.Y("row:N", sort=rows, title=None, axis=alt.Axis(labelLimit=220)),
+        y=alt.Y("row:N", sort=rows, title=None, axis=alt.Axis(labelLimit=220, labelOverlap=False)),
     )
     colour = alt.Color(
         "value:Q",
@@ -57,7 +59,7 @@ def heat_map(frame: pd.DataFrame, *, theme: Theme, low: float, high: float, form
         color=alt.Color("strong:N", scale=alt.Scale(domain=[True, False], range=[strong, faint]), legend=None),
     )
     chart: Drawn = alt.layer(cells, numbers).resolve_scale(color="independent")
-    return chart.properties(height=_ROW * max(len(rows), 1) + 20)
+    return chart.properties(height=_ROW * max(len(rows), 1) + LABELS)
 
 
 def layer_token_map(frame: pd.DataFrame, *, theme: Theme, form: str, widest: float) -> alt.Chart:
@@ -87,12 +89,21 @@ def layer_token_map(frame: pd.DataFrame, *, theme: Theme, form: str, widest: flo
             ),
             tooltip=[alt.Tooltip("token:N"), alt.Tooltip("layer:O"), alt.Tooltip("value:Q", format=form)],
         )
-        .properties(height=13 * max(len(rows), 8) + 90)
+        .properties(height=_LAYER * max(len(rows), 8) + LABELS)
     )
     return chart
 
 
-def lines(frame: pd.DataFrame, *, theme: Theme, x: str, y: str, band: bool = False, rule: float | None = None) -> Drawn:
+def lines(
+    frame: pd.DataFrame,
+    *,
+    theme: Theme,
+    x: str,
+    y: str,
+    ticks: float = 0.1,
+    band: bool = False,
+    rule: float | None = None,
+) -> Drawn:
     """Lines with a dash and a mark for each series.
 
     Args:
@@ -100,6 +111,7 @@ def lines(frame: pd.DataFrame, *, theme: Theme, x: str, y: str, band: bool = Fal
         theme: The background.
         x: Title of the axis; a constant.
         y: Title of the axis; a constant.
+        ticks: Least distance of two ticks on the horizontal axis.
         band: Whether intervals are drawn.
         rule: Where a dashed line stands for chance.
     """
@@ -112,14 +124,22 @@ def lines(frame: pd.DataFrame, *, theme: Theme, x: str, y: str, band: bool = Fal
         legend=_legend(),
     )
     base = alt.Chart(frame).encode(
-        x=alt.X("x:Q", title=x, axis=alt.Axis(grid=False)),
+        x=alt.X("x:Q", title=x, axis=alt.Axis(grid=False, tickMinStep=ticks)),
         y=alt.Y("y:Q", title=y, scale=alt.Scale(zero=False)),
         color=colour,
         tooltip=[alt.Tooltip("series:N"), alt.Tooltip("x:Q"), alt.Tooltip("y:Q", format=".3f")],
     )
-    layers: list[alt.Chart] = [base.mark_line(strokeWidth=2).encode(strokeDash=alt.StrokeDash("series:N", legend=None))]
+    layers: list[alt.Chart] = [
+        base.mark_line(strokeWidth=2).encode(
+            strokeDash=alt.StrokeDash("series:N", sort=names, title=None, legend=_legend())
+        )
+    ]
     if len(frame) < 200:
-        layers.append(base.mark_point(size=42, filled=True).encode(shape=alt.Shape("series:N", legend=None)))
+        layers.append(
+            base.mark_point(size=42, filled=True).encode(
+                shape=alt.Shape("series:N", sort=names, title=None, legend=_legend())
+            )
+        )
     if band:
         layers.insert(0, base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q", title=y), y2=alt.Y2("high:Q")))
     if rule is not None:
@@ -138,7 +158,9 @@ def bars(frame: pd.DataFrame, *, theme: Theme, x: str, rule: float | None = None
         rule: Where a dashed line stands for chance.
     """
     names, groups = _order(frame, "name"), _order(frame, "group")
-    base = alt.Chart(frame).encode(y=alt.Y("name:N", sort=names, title=None, axis=alt.Axis(labelLimit=260)))
+    base = alt.Chart(frame).encode(
+        y=alt.Y("name:N", sort=names, title=None, axis=alt.Axis(labelLimit=260, labelOverlap=False))
+    )
     drawn = base.mark_bar(height=14, opacity=0.85).encode(
         x=alt.X("value:Q", title=x),
         color=alt.Color(
@@ -157,7 +179,7 @@ def bars(frame: pd.DataFrame, *, theme: Theme, x: str, rule: float | None = None
             alt.Chart(pd.DataFrame({"at": [rule]})).mark_rule(strokeDash=[5, 4], color=_ink(theme)).encode(x="at:Q")
         )
     chart: Drawn = alt.layer(*layers)
-    return chart.properties(height=24 * max(len(names), 1) + 30)
+    return chart.properties(height=_BAR * max(len(names), 1) + AXIS + LEGEND)
 
 
 def scatter(frame: pd.DataFrame, *, theme: Theme, x: str, y: str) -> alt.Chart:

@@ -10,6 +10,7 @@ import pandas as pd
 from tracer.errors import TraceFormatError
 from tracer.trace.layer_map import LayerMap
 from tracer.trace.probe_report import (
+    Estimate,
     Evaluation,
     FirstErrorTask,
     Measured,
@@ -143,6 +144,18 @@ def verdict(own: Measured, others: Iterable[Measured]) -> Verdict:
     rivals = [(item.auroc.value, item.name) for item in others if item.auroc is not None]
     best = max([*rivals, (CHANCE, "chance")])
     return Verdict(own.auroc.low > best[0], None if own.auroc.low > best[0] else best[1])
+
+
+def in_numbers(own: Measured) -> str:
+    """Accuracy and AUROC with their 95% intervals, and on how many examples."""
+    found = f"accuracy {_interval(own.accuracy)}"
+    if own.auroc is not None:
+        found += f", AUROC {_interval(own.auroc)}"
+    return f"{found}; {own.rows:,d} examples"
+
+
+def _interval(item: Estimate) -> str:
+    return f"{item.value:.3f} [{item.low:.3f}, {item.high:.3f}]"
 
 
 def best_method(found: Evaluation) -> MethodResult:

@@ -203,3 +203,12 @@ def test_values_out_of_the_probes_range_are_said_to_be_so(store: Store) -> None:
     assert (probing.map_width(far), probing.share_far(far)) == (20.0, 0.5)
     store.import_trace(trace.model_copy(update={"probes": [far.model_dump(mode="json")]}))
     assert any("unlike what the probes learnt from" in item.value for item in probes_page(run=trace.id).warning)
+
+
+@pytest.mark.parametrize(("auroc", "warned"), [(0.75, False), (0.53, True)])
+def test_an_accuracy_at_chance_is_said_to_be_so(store: Store, auroc: float, warned: bool) -> None:
+    keep(ProbeReport(probes=(probe(auroc),)))
+    at = probes_page()
+    assert any("not shown to be above chance" in item.value for item in at.warning) == warned
+    expected = f"accuracy {auroc - 0.02:.3f} [{auroc - 0.07:.3f}, {auroc + 0.03:.3f}], AUROC {auroc:.3f}"
+    assert any(element.value.startswith(expected) for element in at.text)

@@ -344,7 +344,20 @@ def chart_constant(node: ast.expr) -> bool:
         case ast.Constant():
             return True
         case ast.Name(id=name):
-            return name in {"x", "y", "form", "domain", "own", "rows", "columns", "names", "groups", "whats", "kinds"}
+            return name in {
+                "x",
+                "y",
+                "form",
+                "ticks",
+                "domain",
+                "own",
+                "rows",
+                "columns",
+                "names",
+                "groups",
+                "whats",
+                "kinds",
+            }
         case ast.Call(func=ast.Attribute(value=ast.Name(id="alt"))) | ast.Call(func=ast.Name(id="_legend")):
             return True
         case ast.JoinedStr(values=values):

@@ -236,6 +236,7 @@ def _trust(trace: Trace, judged: Judged) -> None:
         column_config=METHOD_COLUMNS,
         height=38 + 35 * min(len(frame), 14),
         alt="Methods with what was measured of their scores, and their cost",
+        placeholder="",
     )
     st.caption(
         "LDS: rank correlation of predicted and measured effects on held-out removals, 1 is perfect and 0 chance. "

@@ -174,7 +174,9 @@ def _layers(trace: Trace) -> None:
         "is worth no more says nothing here."
     )
     st.altair_chart(
-        charts.lines(probing.layer_worth_table(found), theme=state.theme(), x="layer", y="held-out AUROC", rule=0.5),
+        charts.lines(
+            probing.layer_worth_table(found), theme=state.theme(), x="layer", y="held-out AUROC", ticks=1, rule=0.5
+        ),
         alt="Held-out AUROC of each layer's probe; the dashed line is chance",
     )
     elements.fact("Held out", payload.one_line(found.protocol, limit=300))
@@ -192,6 +194,9 @@ def _probe(probe: ProbeSummary) -> None:
     made = f"{probe.kind}, layer {probe.layer}, {probe.position} token, {learnt}"
     elements.fact("Made of", payload.one_line(made, limit=300))
     held = probe.held_out
+    elements.fact("On what it has not seen", probing.in_numbers(held.overall))
+    if held.overall.accuracy.low <= probing.CHANCE:
+        st.warning("Its accuracy is not shown to be above chance.")
     found = probing.verdict(held.overall, (*held.baselines, *held.controls))
     _said(found)
     left, right = st.columns([3, 2], gap="large")
@@ -268,7 +273,7 @@ def _statements(found: Evaluation) -> None:
             st.caption("Layers were not swept.")
         else:
             st.altair_chart(
-                charts.lines(frame, theme=theme, x="layer", y="accuracy", band=True, rule=0.5),
+                charts.lines(frame, theme=theme, x="layer", y="accuracy", ticks=1, band=True, rule=0.5),
                 alt="Accuracy on topics that were left out, by layer and method, with 95% intervals",
             )
             st.caption(f"Over all topics the best layer is {found.chosen_layer:,d}; the dashed line is chance.")
