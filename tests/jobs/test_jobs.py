@@ -116,6 +116,21 @@ def test_an_answer_is_cited(jobs: Jobs, store: Store) -> None:
     assert store.load("run-1").explanations[0]["method"] == "mirage"
 
 
+def test_probes_are_trained_where_explanations_look_for_them(
+    jobs: Jobs, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACER_PROBES", str(tmp_path / "probes"))
+    monkeypatch.setenv("TRACER_CACHE", str(tmp_path / "cache"))
+    job = over(jobs, jobs.start("probe_train", {"model": str(model), "per_topic": 4, "kind": "mass_mean"}))
+    assert (job.status, job.error) == ("completed", None)
+    assert isinstance(job.result, dict) and isinstance(job.result["probes"], list)
+    probes = [probe for probe in job.result["probes"] if isinstance(probe, dict)]
+    assert [probe["name"] for probe in probes] == ["statements", "steps"] and probes[0]["kind"] == "mass_mean"
+    assert {Path(str(probe["file"])).parent for probe in probes} == {tmp_path / "probes"}
+    assert all(Path(str(probe["file"])).is_file() for probe in probes)
+    assert "hidden states of statements" in job.log and "fitting probes" in job.log
+
+
 def test_methods_are_compared_over_runs(jobs: Jobs) -> None:
     job = over(jobs, jobs.start("faithfulness", {"runs": ["run-1"], "methods": ["grad_x_input", "random"]}))
     assert (job.status, job.error) == ("completed", None)
