@@ -26,11 +26,27 @@ from ui import neighbourhood
 from ui.evidence import Evidence, Part
 from ui.palette import AGENTS, STATUSES, Theme
 
-RUN = "run"
-STEP = "step"
 RUNS_PAGE = "app_pages/runs.py"
 TRACE_PAGE = "app_pages/trace.py"
-ID_CHARACTERS = 200
+TOKENS_PAGE = "app_pages/tokens.py"
+GRAPH_PAGE = "app_pages/graph.py"
+PROBES_PAGE = "app_pages/probes.py"
+COMPARE_PAGE = "app_pages/compare.py"
+NEW_RUN_PAGE = "app_pages/new_run.py"
+SETTINGS_PAGE = "app_pages/settings.py"
+
+RUN = "run"
+STEP = "step"
+PART = "part"
+METHOD = "method"
+TOKEN = "token"  # noqa: S105
+GRAIN = "grain"
+HOPS = "hops"
+DIRECTION = "dir"
+MINIMUM = "min"
+PINS = "pins"
+WITH = "with"
+JOB = "job"
 
 AGENT = "filter_agent"
 MODEL = "filter_model"
@@ -42,12 +58,20 @@ BRANCH = "filter_branch"
 TASK = "filter_task"
 FILTERS = (AGENT, MODEL, STATUS, CORRECT, SEARCH, TASK)
 
-_RUNS_SHOWN = "runs_shown"
-_RUNS_OFFSET = "runs_offset"
-_IMPORTED = "imported"
-_Value = TypeVar("_Value")
 Grain = Literal["token", "word", "sentence", "segment"]
 GRAINS: tuple[Grain, ...] = ("token", "word", "sentence", "segment")
+DEFAULT_HOPS, DEFAULT_MINIMUM = 1, 0.1
+ID_CHARACTERS = 200
+_PIN_CHARACTERS = 4000
+
+_RUNS_OFFSET = "runs_offset"
+_RUNS_SELECTED = "runs_selected"
+_RUN_CLICKED = "run_clicked"
+_RUNS_TO_DELETE = "runs_to_delete"
+_PAIRS_OFFSET = "pairs_offset"
+_IMPORTED = "imported"
+_JOB_STARTED = "job_started_"
+_Value = TypeVar("_Value")
 
 
 def store() -> Store:
@@ -60,222 +84,9 @@ def _open(location: str) -> Store:
     return Store(location)
 
 
-def load(summary: TraceSummary) -> Trace:
-    """The trace of a summary; shared between sessions, so it must not be changed."""
-    return _load(store().where, summary.id, f"{summary.events} {summary.status} {summary.updated_at.isoformat()}")
-
-
-# A resource rather than data: cached data is pickled, and a copy for every click of a long trace is slow.
-@st.cache_resource(max_entries=8, show_spinner=False)
-def _load(where: str, trace_id: str, version: str) -> Trace:
-    return store().load(trace_id)
-
-
-def zone() -> tzinfo:
-    """The browser's time zone, or UTC where it is not known."""
-    try:
-        return ZoneInfo(st.context.timezone or "UTC")
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        return UTC
-
-
-def theme() -> Theme:
-    """Whether the person reads on a light or a dark background."""
-    return "dark" if st.context.theme.type == "dark" else "light"
-
-
-def run_id() -> str | None:
-    """The id in the URL, if it can be one; whether such a run exists is the store's to say."""
-    return _parameter(RUN)
-
-
-def step_of(trace: Trace) -> Step | None:
-    """The step that the URL names; ``None`` if it names none or one that is not in the trace."""
-    wanted = _parameter(STEP)
-    return next((step for step in trace.steps if step.id == wanted), None) if wanted else None
-
-
-def has_step() -> bool:
-    """Whether the URL names a step."""
-    return STEP in st.query_params
-
-
-def select_step(step_id: str) -> None:
-    """Put a step in the URL."""
-    st.query_params.pop(PART, None)
-    st.query_params[STEP] = step_id
-
-
-def open_run(trace_id: str) -> NoReturn:
-    """Go to a run's trace."""
-    for key in (KINDS, BRANCH):
-        st.session_state.pop(key, None)
-    chosen = {RUN: trace_id}
-    step = _parameter(STEP)
-    if step is not None:
-        chosen[STEP] = step
-    st.switch_page(TRACE_PAGE, query_params=chosen)
-
-
-def run_filter() -> TraceFilter:
-    """What the filters of the runs page ask for; values that no widget offers are ignored."""
-    agent = _read(AGENT, str)
-    status = _read(STATUS, str)
-    return TraceFilter(
-        agent=agent if agent in AGENTS else None,
-        model=_read(MODEL, str) or None,
-        status=status if status in STATUSES else None,
-        correct=_read(CORRECT, bool),
-        text=(_read(SEARCH, str) or "").strip() or None,
-        about=(_read(TASK, str) or "").strip() or None,
-    )
-
-
-def clear_filters() -> None:
-    """Show all runs again, from the newest."""
-    for key in FILTERS:
-        st.session_state[key] = "" if key in (SEARCH, TASK) else None
-    set_runs_offset(0)
-
-
-def runs_shown() -> Sequence[str]:
-    """The ids of the rows that the browser shows, in their order."""
-    return cast(Sequence[str], st.session_state.get(_RUNS_SHOWN, ()))
-
-
-def set_runs_shown(ids: Sequence[str]) -> None:
-    """Remember which run is in which row: the list can grow between drawing a table and a click on it."""
-    st.session_state[_RUNS_SHOWN] = tuple(ids)
-
-
-def runs_offset() -> int:
-    """The number of runs before the first one on the page."""
-    return _read(_RUNS_OFFSET, int) or 0
-
-
-def set_runs_offset(offset: int) -> None:
-    """Turn to another page of runs."""
-    st.session_state[_RUNS_OFFSET] = max(0, offset)
-
-
-def kinds() -> list[str]:
-    """The kinds of step to show; empty for all."""
-    chosen = _read(KINDS, list) or []
-    return [kind for kind in chosen if isinstance(kind, str)]
-
-
-def branch() -> str | None:
-    """The branch to show, if not all."""
-    return _read(BRANCH, str)
-
-
-def import_result(file_id: str) -> tuple[Literal["ok", "failed"], str] | None:
-    """What became of an uploaded file: its trace's id, or why it was refused."""
-    done = _read(_IMPORTED, dict) or {}
-    return cast("tuple[Literal['ok', 'failed'], str] | None", done.get(file_id))
-
-
-def set_import_result(file_id: str, outcome: Literal["ok", "failed"], text: str) -> None:
-    """Remember it, so that a rerun does not import the file again; only the last file's outcome is kept."""
-    st.session_state[_IMPORTED] = {file_id: (outcome, text)}
-
-
-def _read(key: str, kind: type[_Value]) -> _Value | None:
-    value = st.session_state.get(key)
-    return value if isinstance(value, kind) else None
-
-
-def _parameter(name: str) -> str | None:
-    value = st.query_params.get(name)
-    return value if value and len(value) <= ID_CHARACTERS and value.isprintable() else None
-
-
-JOB = "job"
-_JOB_STARTED = "job_started_"
-
-
-def jobs() -> Jobs:
-    """The jobs of the store that is shown, one object for all sessions."""
-    return _jobs(str(default_location()))
-
-
-@st.cache_resource(max_entries=4, show_spinner=False)
-def _jobs(location: str) -> Jobs:
-    return Jobs.of_store(location)
-
-
-def job() -> Job | None:
-    """The job that the URL names, if there is one of that id."""
-    wanted = _parameter(JOB)
-    if wanted is None:
-        return None
-    try:
-        return jobs().get(wanted)
-    except InputError:
-        return None
-
-
-def select_job(job_id: str | None) -> None:
-    """Put a job in the URL, or take it out of it."""
-    if job_id is None:
-        st.query_params.pop(JOB, None)
-    else:
-        st.query_params[JOB] = job_id
-
-
-def started_job(key: str) -> str | None:
-    """The id of the job that the button of this key started last in this session."""
-    return _read(_JOB_STARTED + key, str)
-
-
-def set_started_job(key: str, job_id: str) -> None:
-    """Remember it, so that its end is shown where it was started."""
-    st.session_state[_JOB_STARTED + key] = job_id
-
-
-NEW_RUN_PAGE = "app_pages/new_run.py"
-SETTINGS_PAGE = "app_pages/settings.py"
-COMPARE_PAGE = "app_pages/compare.py"
-WITH = "with"
-_RUNS_SELECTED = "runs_selected"
-_RUN_CLICKED = "run_clicked"
-_RUNS_TO_DELETE = "runs_to_delete"
-
-
-def selected_runs() -> Sequence[str]:
-    """The ids of the runs that are ticked on the runs page."""
-    return cast(Sequence[str], st.session_state.get(_RUNS_SELECTED, ()))
-
-
-def select_runs(ids: Sequence[str]) -> None:
-    """Tick runs by their ids: their rows move while others are recorded."""
-    st.session_state[_RUNS_SELECTED] = tuple(ids)
-
-
-def click_run(trace_id: str) -> None:
-    """Remember the run that was clicked; a callback cannot leave the page."""
-    st.session_state[_RUN_CLICKED] = trace_id
-
-
-def clicked_run() -> str | None:
-    """The run that was clicked, once."""
-    clicked = st.session_state.pop(_RUN_CLICKED, None)
-    return clicked if isinstance(clicked, str) else None
-
-
-def runs_to_delete() -> Sequence[str]:
-    """The ids of the runs that a person is being asked about."""
-    return cast(Sequence[str], st.session_state.get(_RUNS_TO_DELETE, ()))
-
-
-def set_runs_to_delete(ids: Sequence[str]) -> None:
-    """Ask about deleting runs, or no longer."""
-    st.session_state[_RUNS_TO_DELETE] = tuple(ids)
-
-
-def compare_runs(first: str, second: str) -> NoReturn:
-    """Go to two runs side by side."""
-    st.switch_page(COMPARE_PAGE, query_params={RUN: first, WITH: second})
+def store_location() -> str:
+    """What `store` opens: a path, or a database URL that may hold a password and is not to be shown."""
+    return str(default_location())
 
 
 def documents_folder() -> Path:
@@ -284,20 +95,14 @@ def documents_folder() -> Path:
     return folder.with_name(folder.name.removesuffix(".jobs") + ".documents")
 
 
-def store_location() -> str:
-    """What `store` opens: a path, or a database URL that may hold a password and is not to be shown."""
-    return str(default_location())
+def load(summary: TraceSummary) -> Trace:
+    """The trace of a summary; shared between sessions, so it must not be changed."""
+    return _load(store().where, summary.id, f"{summary.events} {summary.status} {summary.updated_at.isoformat()}")
 
 
-def has_job() -> bool:
-    """Whether the URL names a job."""
-    return JOB in st.query_params
-
-
-PART = "part"
-METHOD = "method"
-TOKENS_PAGE = "app_pages/tokens.py"
-GRAPH_PAGE = "app_pages/graph.py"
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _load(where: str, trace_id: str, version: str) -> Trace:
+    return store().load(trace_id)
 
 
 def evidence(summary: TraceSummary) -> Evidence:
@@ -318,6 +123,72 @@ def texts_of(trace: Trace) -> tuple[TokenTexts | None, str]:
             return token_texts(trace.model), ""
     except TracerError as error:
         return None, str(error)
+
+
+def token_arrays(trace_id: str, key: str, file: ArrayFile) -> Mapping[str, NDArray[np.float32]]:
+    """Token scores of an explanation by target.
+
+    Raises:
+        StoreError: They are missing, or not those that were written.
+    """
+    return _token_arrays(store().where, trace_id, key, file.sha256, file)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _token_arrays(
+    where: str, trace_id: str, key: str, sha256: str, _file: ArrayFile
+) -> Mapping[str, NDArray[np.float32]]:
+    return store().arrays.read(trace_id, key, _file)
+
+
+def jobs() -> Jobs:
+    """The jobs of the store that is shown, one object for all sessions."""
+    return _jobs(str(default_location()))
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _jobs(location: str) -> Jobs:
+    return Jobs.of_store(location)
+
+
+def zone() -> tzinfo:
+    """The browser's time zone, or UTC where it is not known."""
+    try:
+        return ZoneInfo(st.context.timezone or "UTC")
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return UTC
+
+
+def theme() -> Theme:
+    """Whether the person reads on a light or a dark background."""
+    return "dark" if st.context.theme.type == "dark" else "light"
+
+
+def run_id() -> str | None:
+    """The id in the URL, if it can be one; whether such a run exists is the store's to say."""
+    return _parameter(RUN)
+
+
+def step_id() -> str | None:
+    """The id of a step in the URL, if it can be one."""
+    return _parameter(STEP)
+
+
+def step_of(trace: Trace) -> Step | None:
+    """The step that the URL names; ``None`` if it names none or one that is not in the trace."""
+    wanted = _parameter(STEP)
+    return next((step for step in trace.steps if step.id == wanted), None) if wanted else None
+
+
+def has_step() -> bool:
+    """Whether the URL names a step."""
+    return STEP in st.query_params
+
+
+def select_step(step_id: str) -> None:
+    """Put a step in the URL."""
+    st.query_params.pop(PART, None)
+    st.query_params[STEP] = step_id
 
 
 def part_of(parts: Sequence[Part]) -> Part | None:
@@ -349,17 +220,31 @@ def select_method(name: str) -> None:
     st.query_params[METHOD] = name
 
 
-def _number(name: str) -> int | None:
-    value = _parameter(name)
-    return int(value) if value is not None and value.isascii() and value.isdecimal() and len(value) < 10 else None
+def selection() -> dict[str, str]:
+    """Step and method in the URL, to take them along to another page."""
+    found = {name: _parameter(name) for name in (STEP, METHOD)}
+    return {name: value for name, value in found.items() if value is not None}
 
 
-HOPS = "hops"
-DIRECTION = "dir"
-MINIMUM = "min"
-PINS = "pins"
-DEFAULT_HOPS, DEFAULT_MINIMUM = 1, 0.1
-_PIN_CHARACTERS = 4000
+def token() -> int | None:
+    """Number of a token in its step, from 0, that the URL names."""
+    return _number(TOKEN)
+
+
+def select_token(number: int) -> None:
+    """Put a token in the URL, by its number in its step."""
+    st.query_params[TOKEN] = str(number)
+
+
+def grain() -> Grain:
+    """What tokens are taken together as."""
+    wanted = _parameter(GRAIN)
+    return next((known for known in GRAINS if known == wanted), "token")
+
+
+def select_grain(name: Grain) -> None:
+    """Put it in the URL."""
+    st.query_params[GRAIN] = name
 
 
 def hops() -> int:
@@ -395,6 +280,35 @@ def set_pins(step_ids: Iterable[str]) -> None:
     put(PINS, ",".join(quote(step_id, safe="") for step_id in step_ids))
 
 
+def other_id() -> str | None:
+    """The id of the run to compare with, if the URL has one; whether it exists is the store's to say."""
+    return _parameter(WITH)
+
+
+def job() -> Job | None:
+    """The job that the URL names, if there is one of that id."""
+    wanted = _parameter(JOB)
+    if wanted is None:
+        return None
+    try:
+        return jobs().get(wanted)
+    except InputError:
+        return None
+
+
+def has_job() -> bool:
+    """Whether the URL names a job."""
+    return JOB in st.query_params
+
+
+def select_job(job_id: str | None) -> None:
+    """Put a job in the URL, or take it out of it."""
+    if job_id is None:
+        st.query_params.pop(JOB, None)
+    else:
+        st.query_params[JOB] = job_id
+
+
 def put(name: str, value: str) -> None:
     """Put a value in the URL, or take it out where it is empty."""
     if value:
@@ -403,62 +317,15 @@ def put(name: str, value: str) -> None:
         st.query_params.pop(name, None)
 
 
-def open_step(trace_id: str, step_id: str) -> NoReturn:
-    """Go to a step on the trace page."""
-    kept = {name: value for name in (METHOD,) if (value := _parameter(name)) is not None}
-    st.switch_page(TRACE_PAGE, query_params={RUN: trace_id, STEP: step_id, **kept})
-
-
-TOKEN = "token"  # noqa: S105
-GRAIN = "grain"
-
-
-def step_id() -> str | None:
-    """The id of a step in the URL, if it can be one."""
-    return _parameter(STEP)
-
-
-def selection() -> dict[str, str]:
-    """Step and method in the URL, to take them along to another page."""
-    found = {name: _parameter(name) for name in (STEP, METHOD)}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def token() -> int | None:
-    """Number of a token in its step, from 0, that the URL names."""
-    return _number(TOKEN)
-
-
-def select_token(number: int) -> None:
-    """Put a token in the URL, by its number in its step."""
-    st.query_params[TOKEN] = str(number)
-
-
-def grain() -> Grain:
-    """What tokens are taken together as."""
-    wanted = _parameter(GRAIN)
-    return next((known for known in GRAINS if known == wanted), "token")
-
-
-def select_grain(name: Grain) -> None:
-    """Put it in the URL."""
-    st.query_params[GRAIN] = name
-
-
-def token_arrays(trace_id: str, key: str, file: ArrayFile) -> Mapping[str, NDArray[np.float32]]:
-    """Token scores of an explanation by target.
-
-    Raises:
-        StoreError: They are missing, or not those that were written.
-    """
-    return _token_arrays(store().where, trace_id, key, file.sha256, file)
-
-
-@st.cache_resource(max_entries=8, show_spinner=False)
-def _token_arrays(
-    where: str, trace_id: str, key: str, sha256: str, _file: ArrayFile
-) -> Mapping[str, NDArray[np.float32]]:
-    return store().arrays.read(trace_id, key, _file)
+def open_run(trace_id: str) -> NoReturn:
+    """Go to a run's trace."""
+    for key in (KINDS, BRANCH):
+        st.session_state.pop(key, None)
+    chosen = {RUN: trace_id}
+    step = _parameter(STEP)
+    if step is not None:
+        chosen[STEP] = step
+    st.switch_page(TRACE_PAGE, query_params=chosen)
 
 
 def open_at(trace_id: str, name: str, value: str) -> NoReturn:
@@ -467,13 +334,82 @@ def open_at(trace_id: str, name: str, value: str) -> NoReturn:
     st.switch_page(TRACE_PAGE, query_params={RUN: trace_id, name: value, **kept})
 
 
-PROBES_PAGE = "app_pages/probes.py"
-_PAIRS_OFFSET = "pairs_offset"
+def compare_runs(first: str, second: str) -> NoReturn:
+    """Go to two runs side by side."""
+    st.switch_page(COMPARE_PAGE, query_params={RUN: first, WITH: second})
 
 
-def other_id() -> str | None:
-    """The id of the run to compare with, if the URL has one; whether it exists is the store's to say."""
-    return _parameter(WITH)
+def run_filter() -> TraceFilter:
+    """What the filters of the runs page ask for; values that no widget offers are ignored."""
+    agent = _read(AGENT, str)
+    status = _read(STATUS, str)
+    return TraceFilter(
+        agent=agent if agent in AGENTS else None,
+        model=_read(MODEL, str) or None,
+        status=status if status in STATUSES else None,
+        correct=_read(CORRECT, bool),
+        text=(_read(SEARCH, str) or "").strip() or None,
+        about=(_read(TASK, str) or "").strip() or None,
+    )
+
+
+def clear_filters() -> None:
+    """Show all runs again, from the newest."""
+    for key in FILTERS:
+        st.session_state[key] = "" if key in (SEARCH, TASK) else None
+    set_runs_offset(0)
+
+
+def kinds() -> list[str]:
+    """The kinds of step to show; empty for all."""
+    chosen = _read(KINDS, list) or []
+    return [kind for kind in chosen if isinstance(kind, str)]
+
+
+def branch() -> str | None:
+    """The branch to show, if not all."""
+    return _read(BRANCH, str)
+
+
+def runs_offset() -> int:
+    """The number of runs before the first one on the page."""
+    return _read(_RUNS_OFFSET, int) or 0
+
+
+def set_runs_offset(offset: int) -> None:
+    """Turn to another page of runs."""
+    st.session_state[_RUNS_OFFSET] = max(0, offset)
+
+
+def selected_runs() -> Sequence[str]:
+    """The ids of the runs that are ticked on the runs page."""
+    return cast(Sequence[str], st.session_state.get(_RUNS_SELECTED, ()))
+
+
+def select_runs(ids: Sequence[str]) -> None:
+    """Tick runs by their ids: their rows move while others are recorded."""
+    st.session_state[_RUNS_SELECTED] = tuple(ids)
+
+
+def click_run(trace_id: str) -> None:
+    """Remember the run that was clicked; a callback cannot leave the page."""
+    st.session_state[_RUN_CLICKED] = trace_id
+
+
+def clicked_run() -> str | None:
+    """The run that was clicked, once."""
+    clicked = st.session_state.pop(_RUN_CLICKED, None)
+    return clicked if isinstance(clicked, str) else None
+
+
+def runs_to_delete() -> Sequence[str]:
+    """The ids of the runs that a person is being asked about."""
+    return cast(Sequence[str], st.session_state.get(_RUNS_TO_DELETE, ()))
+
+
+def set_runs_to_delete(ids: Sequence[str]) -> None:
+    """Ask about deleting runs, or no longer."""
+    st.session_state[_RUNS_TO_DELETE] = tuple(ids)
 
 
 def pairs_offset() -> int:
@@ -484,3 +420,39 @@ def pairs_offset() -> int:
 def set_pairs_offset(offset: int) -> None:
     """Turn to another page of compared steps."""
     st.session_state[_PAIRS_OFFSET] = max(0, offset)
+
+
+def import_result(file_id: str) -> tuple[Literal["ok", "failed"], str] | None:
+    """What became of an uploaded file: its trace's id, or why it was refused."""
+    done = _read(_IMPORTED, dict) or {}
+    return cast("tuple[Literal['ok', 'failed'], str] | None", done.get(file_id))
+
+
+def set_import_result(file_id: str, outcome: Literal["ok", "failed"], text: str) -> None:
+    """Remember it, so that a rerun does not import the file again; only the last file's outcome is kept."""
+    st.session_state[_IMPORTED] = {file_id: (outcome, text)}
+
+
+def started_job(key: str) -> str | None:
+    """The id of the job that the button of this key started last in this session."""
+    return _read(_JOB_STARTED + key, str)
+
+
+def set_started_job(key: str, job_id: str) -> None:
+    """Remember it, so that its end is shown where it was started."""
+    st.session_state[_JOB_STARTED + key] = job_id
+
+
+def _read(key: str, kind: type[_Value]) -> _Value | None:
+    value = st.session_state.get(key)
+    return value if isinstance(value, kind) else None
+
+
+def _parameter(name: str) -> str | None:
+    value = st.query_params.get(name)
+    return value if value and len(value) <= ID_CHARACTERS and value.isprintable() else None
+
+
+def _number(name: str) -> int | None:
+    value = _parameter(name)
+    return int(value) if value is not None and value.isascii() and value.isdecimal() and len(value) < 10 else None

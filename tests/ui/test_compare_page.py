@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from streamlit.testing.v1 import AppTest
 
 from tests.ui import explained, samples
+from tests.ui.opened import captions, open_page
 from tracer.store import Store
 from tracer.trace.trace import Trace
 from ui import state, trust
 from ui.app_pages import compare as page
 from ui.evidence import Evidence
 from ui.trust import Judged
-
-APP = Path(__file__).parents[2] / "ui" / "app.py"
-
-
-def compare_page(**query: str) -> AppTest:
-    """The page as a link would open it."""
-    at = AppTest.from_file(str(APP), default_timeout=60).run().switch_page(state.COMPARE_PAGE)
-    for name, value in query.items():
-        at.query_params[name] = value
-    at.run()
-    assert not at.exception
-    return at
-
-
-def captions(at: AppTest) -> str:
-    """All small print."""
-    return " ".join(element.value for element in at.caption)
 
 
 def judged(trace: Trace) -> Judged:
@@ -40,13 +21,13 @@ def judged(trace: Trace) -> Judged:
 
 
 def test_without_a_run_it_says_where_they_are(store: Store) -> None:
-    assert "No run is open" in compare_page().info[0].value
+    assert "No run is open" in open_page(state.COMPARE_PAGE).info[0].value
 
 
 def test_alone_it_says_how_to_get_another_run(store: Store) -> None:
     trace = samples.cot()
     store.import_trace(trace)
-    at = compare_page(run=trace.id)
+    at = open_page(state.COMPARE_PAGE, run=trace.id)
     assert "no other run" in at.info[0].value
     assert "not explained yet" in at.info[1].value
     assert any(button.label == "Explain the answer and measure" for button in at.button)
@@ -56,7 +37,7 @@ def test_two_runs_stand_side_by_side(store: Store) -> None:
     first, second = samples.cot(), samples.failed()
     second.steps[1].text = "Second, 3 + 4 = 8. "
     ids = [store.import_trace(trace) for trace in (first, second)]
-    at = compare_page(run=ids[0], **{"with": ids[1]})
+    at = open_page(state.COMPARE_PAGE, run=ids[0], **{"with": ids[1]})
     facts = at.dataframe[0].value.set_index("what")
     assert list(facts.loc["answer"]) == ["7", "none", "≠"]
     assert list(facts.loc["question"])[2] == "="
@@ -71,7 +52,7 @@ def test_two_runs_stand_side_by_side(store: Store) -> None:
 def test_a_second_run_is_chosen_and_put_in_the_url(store: Store) -> None:
     first, second = samples.cot(), samples.react()
     ids = [store.import_trace(trace) for trace in (first, second)]
-    at = compare_page(run=ids[0])
+    at = open_page(state.COMPARE_PAGE, run=ids[0])
     assert at.selectbox(key=page.PICKER).value is None
     at.selectbox(key=page.PICKER).select(ids[1]).run()
     assert not at.exception
@@ -81,7 +62,7 @@ def test_a_second_run_is_chosen_and_put_in_the_url(store: Store) -> None:
 
 def test_a_second_run_that_is_not_there_is_a_sentence(store: Store) -> None:
     ids = [store.import_trace(trace) for trace in (samples.cot(), samples.react())]
-    at = compare_page(run=ids[0], **{"with": "nothing"})
+    at = open_page(state.COMPARE_PAGE, run=ids[0], **{"with": "nothing"})
     assert "not there" in at.warning[0].value
 
 
@@ -89,14 +70,14 @@ def test_a_run_compared_with_itself_offers_others(store: Store) -> None:
     trace = samples.cot()
     store.import_trace(trace)
     store.import_trace(samples.react())
-    assert compare_page(run=trace.id, **{"with": trace.id}).selectbox(key=page.PICKER).value is None
+    assert open_page(state.COMPARE_PAGE, run=trace.id, **{"with": trace.id}).selectbox(key=page.PICKER).value is None
 
 
 def test_a_long_comparison_comes_in_pages(store: Store) -> None:
     first, second = samples.long(250), samples.long(250).model_copy(update={"id": "other"})
     for trace in (first, second):
         store.import_trace(trace)
-    at = compare_page(run="long-run", **{"with": "other"})
+    at = open_page(state.COMPARE_PAGE, run="long-run", **{"with": "other"})
     assert len(at.dataframe[1].value) == page.PAGE_SIZE
     assert at.success[0].value == "The steps of both runs are the same."
     next(button for button in at.button if button.label == "Later").click().run()
@@ -106,7 +87,7 @@ def test_a_long_comparison_comes_in_pages(store: Store) -> None:
 def test_the_verdict_names_methods_in_sentences(store: Store) -> None:
     trace = explained.judged()
     store.import_trace(trace)
-    at = compare_page(run=trace.id)
+    at = open_page(state.COMPARE_PAGE, run=trace.id)
     assert "not shown to be better than a random order" in at.warning[0].value
     assert "Not measured" in at.warning[1].value
     assert {"attention", "alti"} <= {element.value for element in at.text}
@@ -116,7 +97,7 @@ def test_the_verdict_names_methods_in_sentences(store: Store) -> None:
 def test_all_methods_better_than_random_is_said_too(store: Store) -> None:
     trace = explained.react()
     store.import_trace(trace)
-    assert any("All methods" in item.value for item in compare_page(run=trace.id).success)
+    assert any("All methods" in item.value for item in open_page(state.COMPARE_PAGE, run=trace.id).success)
 
 
 def test_methods_have_means_of_what_was_measured_and_their_cost() -> None:
@@ -142,7 +123,7 @@ def test_curves_stand_beside_random_orders(store: Store) -> None:
     assert list(table["this method"]) == [-1.0, -4.0, -6.0]
     assert list(table["random orders"]) == [-1.0, -2.0, -6.0]
     store.import_trace(trace)
-    at = compare_page(run=trace.id)
+    at = open_page(state.COMPARE_PAGE, run=trace.id)
     assert at.selectbox(key=page.CURVES_METHOD).options == ["grad_x_input"]
     assert len(at.get("vega_lite_chart")) == 4
 
@@ -153,7 +134,7 @@ def test_where_curves_were_not_kept_their_areas_are_shown(store: Store) -> None:
         for target in ((document["faithfulness"] or {}).get("targets") or {}).values():  # type: ignore[union-attr]
             target["curves"] = None  # type: ignore[call-overload,index]
     store.import_trace(trace)
-    at = compare_page(run=trace.id)
+    at = open_page(state.COMPARE_PAGE, run=trace.id)
     assert "were not kept" in captions(at)
     assert len(at.get("vega_lite_chart")) == 3
     table = trust.area_table(judged(trace), trace.steps[5].id)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from tests.ui import explained, samples
+from tests.ui.opened import captions, open_page
 from tracer.store import Store
 from tracer.trace.trace import Trace
 from ui import palette, state
@@ -16,23 +15,6 @@ from ui.components import graph
 from ui.evidence import Evidence
 from ui.influence import Influences
 from ui.neighbourhood import Structure, neighbourhood
-
-APP = Path(__file__).parents[2] / "ui" / "app.py"
-
-
-def graph_page(**query: str) -> AppTest:
-    """The page as a link would open it."""
-    at = AppTest.from_file(str(APP), default_timeout=60).run().switch_page(state.GRAPH_PAGE)
-    for name, value in query.items():
-        at.query_params[name] = value
-    at.run()
-    assert not at.exception
-    return at
-
-
-def captions(at: AppTest) -> str:
-    """All small print."""
-    return " ".join(element.value for element in at.caption)
 
 
 def edges(at: AppTest) -> list[tuple[int, int, str]]:
@@ -43,13 +25,13 @@ def edges(at: AppTest) -> list[tuple[int, int, str]]:
 
 
 def test_without_a_run_it_says_where_they_are(store: Store) -> None:
-    assert "No run is open" in graph_page().info[0].value
+    assert "No run is open" in open_page(state.GRAPH_PAGE).info[0].value
 
 
 def test_an_unexplained_run_shows_its_structure_and_offers_the_button(store: Store) -> None:
     trace = samples.tot()
     store.import_trace(trace)
-    at = graph_page(run=trace.id, step=trace.steps[1].id)
+    at = open_page(state.GRAPH_PAGE, run=trace.id, step=trace.steps[1].id)
     assert "Nothing says yet" in at.info[0].value
     assert any(button.label == "Explain all steps" for button in at.button)
     assert {kind for _, _, kind in edges(at)} == {"branch", "next", "evaluates"}
@@ -58,7 +40,7 @@ def test_an_unexplained_run_shows_its_structure_and_offers_the_button(store: Sto
 def test_influences_have_weights_and_say_what_they_are_worth(store: Store) -> None:
     trace = explained.react()
     store.import_trace(trace)
-    at = graph_page(run=trace.id, step=trace.steps[5].id)
+    at = open_page(state.GRAPH_PAGE, run=trace.id, step=trace.steps[5].id)
     table = at.dataframe[0].value
     read = table[(table["relation"] == "influences") & (table["to"] == "6 = answer")]
     weights = dict(zip(read["from"], read["weight"], strict=True))
@@ -71,20 +53,20 @@ def test_a_method_that_is_not_better_than_random_is_said_to_be_so(store: Store) 
     ids = [step.id for step in trace.steps]
     trace.explanations[0]["faithfulness"] = explained.measured({ids[5]: 0.1}, better=False)
     store.import_trace(trace)
-    assert "not shown to be better than random" in graph_page(run=trace.id).warning[0].value
+    assert "not shown to be better than random" in open_page(state.GRAPH_PAGE, run=trace.id).warning[0].value
 
 
 def test_an_unmeasured_method_is_said_to_be_so(store: Store) -> None:
     trace = explained.react()
     trace.explanations[0]["faithfulness"] = None
     store.import_trace(trace)
-    assert "Not measured" in graph_page(run=trace.id).warning[0].value
+    assert "Not measured" in open_page(state.GRAPH_PAGE, run=trace.id).warning[0].value
 
 
 def test_everything_chosen_is_in_the_url(store: Store) -> None:
     trace = explained.react()
     store.import_trace(trace)
-    at = graph_page(run=trace.id, step=trace.steps[2].id)
+    at = open_page(state.GRAPH_PAGE, run=trace.id, step=trace.steps[2].id)
     at.selectbox(key=page.CONTROL[state.HOPS]).select(3).run()
     at.selectbox(key=page.CONTROL[state.DIRECTION]).select("in").run()
     at.slider(key=page.CONTROL[state.MINIMUM]).set_value(0.5).run()
@@ -105,8 +87,14 @@ def test_everything_chosen_is_in_the_url(store: Store) -> None:
 def test_a_link_decides_what_is_shown(store: Store) -> None:
     trace = explained.react()
     store.import_trace(trace)
-    at = graph_page(
-        run=trace.id, step=trace.steps[5].id, hops="2", dir="in", min="0.9", pins=f"nothing,{trace.steps[1].id}"
+    at = open_page(
+        state.GRAPH_PAGE,
+        run=trace.id,
+        step=trace.steps[5].id,
+        hops="2",
+        dir="in",
+        min="0.9",
+        pins=f"nothing,{trace.steps[1].id}",
     )
     assert at.selectbox(key=page.CONTROL[state.HOPS]).value == 2
     assert at.selectbox(key=page.CONTROL[state.DIRECTION]).value == "in"
@@ -121,7 +109,7 @@ def test_a_link_decides_what_is_shown(store: Store) -> None:
 def test_a_link_that_makes_no_sense_shows_the_default(store: Store, query: dict[str, str]) -> None:
     trace = explained.react()
     store.import_trace(trace)
-    at = graph_page(run=trace.id, **query)
+    at = open_page(state.GRAPH_PAGE, run=trace.id, **query)
     assert at.selectbox(key=page.CONTROL[state.HOPS]).value == state.DEFAULT_HOPS
     assert at.selectbox(key=page.CONTROL[state.DIRECTION]).value == "both"
     assert at.slider(key=page.CONTROL[state.MINIMUM]).value == state.DEFAULT_MINIMUM
@@ -130,7 +118,7 @@ def test_a_link_that_makes_no_sense_shows_the_default(store: Store, query: dict[
 def test_an_unknown_step_says_so(store: Store) -> None:
     trace = explained.react()
     store.import_trace(trace)
-    at = graph_page(run=trace.id, step="s99")
+    at = open_page(state.GRAPH_PAGE, run=trace.id, step="s99")
     assert "does not have" in at.warning[0].value
     assert "Step 6" in at.subheader[0].value
 
@@ -141,7 +129,7 @@ def test_a_pin_of_any_id_survives_the_url(store: Store) -> None:
     renamed = [trace.steps[0].model_copy(update={"id": odd}), trace.steps[1]]
     trace = trace.model_copy(update={"steps": renamed, "edges": []})
     store.import_trace(trace)
-    at = graph_page(run=trace.id, step=odd)
+    at = open_page(state.GRAPH_PAGE, run=trace.id, step=odd)
     next(button for button in at.button if button.label == "Pin").click().run()
     assert any(button.label == "Unpin" for button in at.button)
 
@@ -149,7 +137,7 @@ def test_a_pin_of_any_id_survives_the_url(store: Store) -> None:
 def test_what_is_left_out_is_counted(store: Store) -> None:
     trace = explained.chain(200)
     store.import_trace(trace)
-    at = graph_page(run=trace.id, step="s100", hops="1", min="0")
+    at = open_page(state.GRAPH_PAGE, run=trace.id, step="s100", hops="1", min="0")
     assert "150 more steps are within these hops" in captions(at)
 
 

@@ -8,13 +8,12 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from tests.ui import samples
+from tests.ui.opened import open_page
 from tests.ui.probed import RELIABILITY, evaluation, keep, mapped, measured, probe, report, scored, worth
 from tracer.store import Store
 from tracer.trace.layer_map import layer_maps
 from tracer.trace.probe_report import ProbeReport
 from ui import probing, state
-
-APP = Path(__file__).parents[2] / "ui" / "app.py"
 
 
 @pytest.fixture(autouse=True)
@@ -23,23 +22,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRACER_PROBES", str(tmp_path / "probes"))
 
 
-def probes_page(**query: str) -> AppTest:
-    """The page as a link would open it."""
-    at = AppTest.from_file(str(APP), default_timeout=60).run().switch_page(state.PROBES_PAGE)
-    for name, value in query.items():
-        at.query_params[name] = value
-    at.run()
-    assert not at.exception
-    return at
-
-
 def labels(at: AppTest) -> set[str]:
     """What buttons say."""
     return {button.label for button in at.button}
 
 
 def test_without_probes_it_offers_to_make_them(store: Store) -> None:
-    at = probes_page()
+    at = open_page(state.PROBES_PAGE)
     assert "no truth probes yet" in at.info[0].value
     assert "Make the truth probes" in labels(at)
 
@@ -48,7 +37,7 @@ def test_a_run_whose_model_has_no_probe_offers_to_make_one(store: Store) -> None
     keep(ProbeReport(probes=(probe(0.75),)), weights="cd" * 32)
     trace = scored()
     store.import_trace(trace)
-    at = probes_page(run=trace.id)
+    at = open_page(state.PROBES_PAGE, run=trace.id)
     assert "no truth probe for the model of this run" in at.info[0].value
     assert at.selectbox[0].value is None
 
@@ -58,7 +47,7 @@ def test_an_unscored_run_offers_to_score_it(store: Store) -> None:
     trace = samples.cot()
     trace.model.name = "demo"
     store.import_trace(trace)
-    at = probes_page(run=trace.id)
+    at = open_page(state.PROBES_PAGE, run=trace.id)
     assert any("not scored yet" in item.value for item in at.info)
     assert "Score the steps" in labels(at)
 
@@ -67,7 +56,7 @@ def test_scores_of_whole_steps_stand_beside_their_baselines(store: Store) -> Non
     keep(ProbeReport(probes=(probe(0.75),)))
     trace = scored()
     store.import_trace(trace)
-    table = probes_page(run=trace.id).dataframe[0].value
+    table = open_page(state.PROBES_PAGE, run=trace.id).dataframe[0].value
     assert list(table["step"]) == [2]
     row = table.iloc[0]
     assert (row["probability"], row["low"], row["high"], row["logprob"], row["token"]) == (0.25, 0.125, 0.5, -0.5, 7)
@@ -75,14 +64,14 @@ def test_scores_of_whole_steps_stand_beside_their_baselines(store: Store) -> Non
 
 def test_a_probe_that_beats_everything_is_said_to(store: Store) -> None:
     keep(ProbeReport(probes=(probe(0.75),)))
-    at = probes_page()
+    at = open_page(state.PROBES_PAGE)
     assert any("Better than every baseline" in item.value for item in at.success)
     assert not at.warning
 
 
 def test_a_probe_that_does_not_is_said_to_prove_little(store: Store) -> None:
     keep(ProbeReport(probes=(probe(0.65),)))
-    at = probes_page()
+    at = open_page(state.PROBES_PAGE)
     assert "prove little" in at.warning[0].value
     assert "TF-IDF of the text" in [element.value for element in at.text]
 
@@ -108,7 +97,7 @@ def test_a_verdict_goes_by_the_interval(
 @pytest.mark.parametrize(("over", "adds", "good"), [(0.1, 0.1, 2), (0.01, 0.1, 1), (0.01, 0.0, 0)])
 def test_a_probe_of_steps_is_compared_with_logprobs(store: Store, over: float, adds: float, good: int) -> None:
     keep(ProbeReport(probes=(probe(0.75, on_steps=worth(over=over, adds=adds)),)))
-    at = probes_page()
+    at = open_page(state.PROBES_PAGE)
     said = [item.value for item in at.success if "tells right" in item.value or "adds to" in item.value]
     assert len(said) == good
     assert len(at.warning) == 2 - good
@@ -116,7 +105,7 @@ def test_a_probe_of_steps_is_compared_with_logprobs(store: Store, over: float, a
 
 def test_an_evaluation_is_drawn_whole(store: Store) -> None:
     keep(report())
-    at = probes_page()
+    at = open_page(state.PROBES_PAGE)
     # Held out, reliability; layers, kinds, polarity, reliability, topics; steps; first mistakes.
     assert len(at.get("vega_lite_chart")) == 9
     assert any("its own steps tell nothing" in item.value for item in at.caption)
@@ -125,7 +114,7 @@ def test_an_evaluation_is_drawn_whole(store: Store) -> None:
 
 def test_without_an_evaluation_it_says_how_to_get_one(store: Store) -> None:
     keep(ProbeReport(probes=(probe(0.75),)))
-    at = probes_page()
+    at = open_page(state.PROBES_PAGE)
     assert any("not compared" in item.value for item in at.info)
     assert "Compare kinds of probes" in labels(at)
 
@@ -158,13 +147,13 @@ def test_the_report_of_a_run_is_that_of_its_weights(store: Store) -> None:
 def test_a_broken_report_is_passed_over(store: Store, tmp_path: Path) -> None:
     keep(ProbeReport(probes=(probe(0.75),)))
     (tmp_path / "probes" / "x.report.json").write_text("{")
-    assert len(probes_page().selectbox[0].options) == 1
+    assert len(open_page(state.PROBES_PAGE).selectbox[0].options) == 1
 
 
 def test_layers_by_token_are_drawn_with_what_each_layer_is_worth(store: Store) -> None:
     trace = mapped()
     store.import_trace(trace)
-    at = probes_page(run=trace.id)
+    at = open_page(state.PROBES_PAGE, run=trace.id)
     assert any("best layer is 1 with a held-out AUROC of 0.75" in item.value for item in at.caption)
     assert len(at.get("vega_lite_chart")) == 2
     own = layer_maps(trace)[trace.steps[-1].id]
@@ -176,13 +165,13 @@ def test_layers_by_token_are_drawn_with_what_each_layer_is_worth(store: Store) -
 def test_without_a_map_it_says_how_to_get_one(store: Store) -> None:
     trace = scored()
     store.import_trace(trace)
-    assert "Read all layers" in labels(probes_page(run=trace.id))
+    assert "Read all layers" in labels(open_page(state.PROBES_PAGE, run=trace.id))
 
 
 def test_a_step_that_was_not_read_can_be(store: Store) -> None:
     trace = mapped()
     store.import_trace(trace)
-    at = probes_page(run=trace.id, step=trace.steps[1].id)
+    at = open_page(state.PROBES_PAGE, run=trace.id, step=trace.steps[1].id)
     assert any("selected step was not read" in item.value for item in at.caption)
     assert "Read all layers" in labels(at)
 
@@ -191,7 +180,7 @@ def test_a_step_that_was_not_read_can_be(store: Store) -> None:
 def test_a_map_of_other_tokens_is_a_sentence(store: Store, changes: dict[str, object]) -> None:
     trace = mapped(**changes)
     store.import_trace(trace)
-    assert any("cannot be shown" in item.value for item in probes_page(run=trace.id).error)
+    assert any("cannot be shown" in item.value for item in open_page(state.PROBES_PAGE, run=trace.id).error)
 
 
 def test_values_out_of_the_probes_range_are_said_to_be_so(store: Store) -> None:
@@ -202,13 +191,16 @@ def test_values_out_of_the_probes_range_are_said_to_be_so(store: Store) -> None:
     assert (probing.map_width(near), probing.share_far(near)) == (probing.FAR, 0.0)
     assert (probing.map_width(far), probing.share_far(far)) == (20.0, 0.5)
     store.import_trace(trace.model_copy(update={"probes": [far.model_dump(mode="json")]}))
-    assert any("unlike what the probes learnt from" in item.value for item in probes_page(run=trace.id).warning)
+    assert any(
+        "unlike what the probes learnt from" in item.value
+        for item in open_page(state.PROBES_PAGE, run=trace.id).warning
+    )
 
 
 @pytest.mark.parametrize(("auroc", "warned"), [(0.75, False), (0.53, True)])
 def test_an_accuracy_at_chance_is_said_to_be_so(store: Store, auroc: float, warned: bool) -> None:
     keep(ProbeReport(probes=(probe(auroc),)))
-    at = probes_page()
+    at = open_page(state.PROBES_PAGE)
     assert any("not shown to be above chance" in item.value for item in at.warning) == warned
     expected = f"accuracy {auroc - 0.02:.3f} [{auroc - 0.07:.3f}, {auroc + 0.03:.3f}], AUROC {auroc:.3f}"
     assert any(element.value.startswith(expected) for element in at.text)

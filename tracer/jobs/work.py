@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -28,6 +29,7 @@ from tracer.jobs.stop import Stop
 from tracer.store import Store
 
 if TYPE_CHECKING:
+    from tracer.explain.base import TargetFunction
     from tracer.explain.service import Report
 
 _CITED: str = "mirage"
@@ -118,58 +120,64 @@ def _run(parameters: RunParameters, context: Context) -> None:
 
 
 def _explain(parameters: ExplainParameters, context: Context) -> None:
-    with Store() as store:
-        trace = store.load(parameters.trace)
-        context.reporter.concerns(trace.id)
-        with context.stop.interrupting():
-            from tracer.explain.service import explain
-        report = explain(
-            trace,
-            methods=parameters.methods,
-            probes=parameters.probes,
-            ask=parameters.ask,
-            targets=parameters.targets,
-            target_function=parameters.target_function,
-            foil=parameters.foil,
-            replica=parameters.replica,
-            dtype=parameters.dtype,
-            parameters=parameters.parameters,
-            chunk_tokens=parameters.chunk_tokens,
-            seed=parameters.seed,
-            store=store,
-            faithfulness=parameters.faithfulness,
-            force=parameters.force,
-            low_memory=parameters.low_memory,
-            progress=context.progress,
-            cancel=context.cancel,
-        )
-    context.reporter.result(_found(report))
-
-
-def _found(report: Report) -> JsonValue:
-    return {
-        "methods": [explanation.method for explanation in report.explanations],
-        "targets": list(report.targets),
-        "probes": list(dict.fromkeys(score.name for score in report.probes)),
-        "probe_hint": report.probe_hint,
-    }
+    report = _report(
+        parameters,
+        context,
+        methods=parameters.methods,
+        probes=parameters.probes,
+        ask=parameters.ask,
+        target_function=parameters.target_function,
+        foil=parameters.foil,
+        chunk_tokens=parameters.chunk_tokens,
+    )
+    context.reporter.result(
+        {
+            "methods": [explanation.method for explanation in report.explanations],
+            "targets": list(report.targets),
+            "probes": list(dict.fromkeys(score.name for score in report.probes)),
+            "probe_hint": report.probe_hint,
+        }
+    )
 
 
 def _cite(parameters: CiteParameters, context: Context) -> None:
+    report = _report(parameters, context, methods=[_CITED], probes=[])
+    from tracer.explain.citations import Rule, cited_answers
+
+    rule = Rule(parameters.rule, parameters.share)
+    answers = cited_answers(report.trace, report.explanation(_CITED), report.targets, rule=rule, unit=parameters.by)
+    context.reporter.result(cast("JsonValue", [answer.to_document() for answer in answers]))
+
+
+def _report(
+    parameters: ExplainParameters | CiteParameters,
+    context: Context,
+    *,
+    methods: Sequence[str] | None,
+    probes: Sequence[str] | None,
+    ask: bool = False,
+    target_function: TargetFunction = "logprob",
+    foil: str | int | None = None,
+    chunk_tokens: int | None = None,
+) -> Report:
+    """Explain a stored run as the parameters say."""
     with Store() as store:
         trace = store.load(parameters.trace)
         context.reporter.concerns(trace.id)
         with context.stop.interrupting():
-            from tracer.explain.citations import Rule, cited_answers
             from tracer.explain.service import explain
-        report = explain(
+        return explain(
             trace,
-            methods=[_CITED],
-            probes=[],
+            methods=methods,
+            probes=probes,
+            ask=ask,
             targets=parameters.targets,
+            target_function=target_function,
+            foil=foil,
             replica=parameters.replica,
             dtype=parameters.dtype,
             parameters=parameters.parameters,
+            chunk_tokens=chunk_tokens,
             seed=parameters.seed,
             store=store,
             faithfulness=parameters.faithfulness,
@@ -178,9 +186,6 @@ def _cite(parameters: CiteParameters, context: Context) -> None:
             progress=context.progress,
             cancel=context.cancel,
         )
-    rule = Rule(parameters.rule, parameters.share)
-    answers = cited_answers(report.trace, report.explanation(_CITED), report.targets, rule=rule, unit=parameters.by)
-    context.reporter.result(cast("JsonValue", [answer.to_document() for answer in answers]))
 
 
 def _faithfulness(parameters: FaithfulnessParameters, context: Context) -> None:
