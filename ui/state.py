@@ -66,6 +66,7 @@ _PIN_CHARACTERS = 4000
 
 _RUNS_OFFSET = "runs_offset"
 _RUNS_SELECTED = "runs_selected"
+_RUNS_UNTICKED = "runs_unticked"
 _RUN_CLICKED = "run_clicked"
 _RUNS_TO_DELETE = "runs_to_delete"
 _PAIRS_OFFSET = "pairs_offset"
@@ -389,6 +390,17 @@ def selected_runs() -> Sequence[str]:
 def select_runs(ids: Sequence[str]) -> None:
     """Tick runs by their ids: their rows move while others are recorded."""
     st.session_state[_RUNS_SELECTED] = tuple(ids)
+
+
+def untick_runs() -> None:
+    """Tick none; `times_unticked` tells that the page did so, and not a person in the table."""
+    select_runs(())
+    st.session_state[_RUNS_UNTICKED] = times_unticked() + 1
+
+
+def times_unticked() -> int:
+    """How often the page took all ticks away in this session."""
+    return _read(_RUNS_UNTICKED, int) or 0
 
 
 def click_run(trace_id: str) -> None:

@@ -143,26 +143,29 @@ def _table(polling: bool) -> None:
     ids = [run.id for run in found]
     # By their ids, since their rows move down when another run begins.
     rows = [row for row, trace_id in enumerate(ids) if trace_id in state.selected_runs()]
-    st.session_state[TABLE] = {"selection": {"rows": rows, "cells": []}}
-    st.dataframe(
-        payload.runs_table(found, state.zone()),
-        key=TABLE,
-        hide_index=True,
-        column_config=COLUMNS,
-        height=min(38 + 35 * len(found), 640),
-        placeholder="",
-        on_select=partial(_choose, ids),
-        selection_mode=["multi-row", "single-cell"],
-        alt="Runs, newest first",
-    )
+    # A new table: one whose ticks are taken away from outside lets the next click go by.
+    key = f"{TABLE}_{state.times_unticked()}"
+    st.session_state[key] = {"selection": {"rows": rows, "cells": []}}
+    with st.container(key=TABLE):
+        st.dataframe(
+            payload.runs_table(found, state.zone()),
+            key=key,
+            hide_index=True,
+            column_config=COLUMNS,
+            height=min(38 + 35 * len(found), 640),
+            placeholder="",
+            on_select=partial(_choose, key, ids),
+            selection_mode=["multi-row", "single-cell"],
+            alt="Runs, newest first",
+        )
     clicked = state.clicked_run()
     if clicked is not None:
         state.open_run(clicked)
 
 
-def _choose(ids: Sequence[str]) -> None:
+def _choose(key: str, ids: Sequence[str]) -> None:
     """A click into a row opens the run; its marker ticks it."""
-    selection = st.session_state[TABLE]["selection"]
+    selection = st.session_state[key]["selection"]
     cells = selection.get("cells") or ()
     if cells and cells[0][0] < len(ids):
         state.click_run(ids[cells[0][0]])
@@ -179,7 +182,7 @@ def _bar(offset: int, found: Sequence[TraceSummary], *, total: int, polling: boo
     if delete.button("Delete", disabled=not selected, width="stretch"):
         state.set_runs_to_delete([run.id for run in selected])
         st.rerun()
-    none.button("Tick none", on_click=state.select_runs, args=((),), disabled=not selected, width="stretch")
+    none.button("Tick none", on_click=state.untick_runs, disabled=not selected, width="stretch")
     turn = state.set_runs_offset
     if total > PAGE_SIZE:
         back.button("Newer", on_click=turn, args=(offset - PAGE_SIZE,), disabled=offset == 0, width="stretch")
@@ -223,7 +226,7 @@ def _confirm() -> None:
             for run in there:
                 store.delete(run.id)
         _keep()
-        state.select_runs(())
+        state.untick_runs()
         st.rerun()
 
 
