@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import streamlit as st
 
-from tracer.explain.methods import METHODS
+from tracer.explain.methods import DEFAULT_METHODS, METHODS
 from tracer.trace.trace import Step
 from ui import elements, jobs, payload, state
 from ui.components import source_list
@@ -21,11 +20,9 @@ SOURCES = "sources"
 METHOD_CHOICE = "card_method"
 ALL_SOURCES = "card_all_sources"
 FIRST_SOURCES = 6
-DEFAULT_METHODS = ("attention_resolvent", "grad_x_input")
 TARGETS = ("this step", "the answer", "all steps")
 TRUSTED = ("the answer", "all steps", "nothing")
 _TRUSTED_NAMES = {"the answer": "answer", "all steps": "all", "nothing": "none"}
-PAGES = Path(__file__).parent
 
 
 def draw_reading(shown: Shown, step: Step, *, written: bool) -> None:
@@ -193,7 +190,8 @@ def explain_parameters(
     """What the job ``explain`` takes; ``probes`` of ``None`` stands for those that the model has."""
     found: dict[str, object] = {
         "trace": shown.evidence.trace.id,
-        "methods": list(methods),
+        # Asked for as the default, those that a model lacks weights for are left out instead of refused.
+        "methods": None if tuple(methods) == DEFAULT_METHODS else list(methods),
         "targets": targets if isinstance(targets, str) else list(targets),
         "faithfulness": faithfulness,
     }
@@ -208,18 +206,15 @@ def _actions(shown: Shown, step: Step) -> None:
     method = state.method(shown.evidence.methods)
     if method is not None:
         query[state.METHOD] = method
-    if (PAGES / state.TOKENS_PAGE).exists():
-        links[0].page_link(state.TOKENS_PAGE, label="Tokens", icon=":material/text_fields:", query_params=query)
-    if (PAGES / state.GRAPH_PAGE).exists():
-        links[1].page_link(state.GRAPH_PAGE, label="Graph", icon=":material/account_tree:", query_params=query)
+    links[0].page_link(state.TOKENS_PAGE, label="Tokens", icon=":material/text_fields:", query_params=query)
+    links[1].page_link(state.GRAPH_PAGE, label="Graph", icon=":material/account_tree:", query_params=query)
 
 
 def _explain(shown: Shown, step: Step, *, label: bool = True) -> None:
     """What to compute and the button that starts it."""
     if label:
         st.caption("The recorded tokens are replayed through a copy of the weights on this machine.")
-    missing = [name for name in DEFAULT_METHODS if name not in shown.evidence.methods]
-    methods = st.multiselect("Methods", list(METHODS), default=missing or list(DEFAULT_METHODS), key="explain_methods")
+    methods = st.multiselect("Methods", list(METHODS), default=list(DEFAULT_METHODS), key="explain_methods")
     targets = st.selectbox("What to explain", TARGETS, key="explain_targets")
     trusted = st.selectbox("Measure how far the scores can be trusted, for", TRUSTED, key="explain_trusted")
     chosen = {"this step": [step.id], "the answer": "answer"}.get(targets, "all")

@@ -12,7 +12,7 @@ from platformdirs import user_cache_dir
 
 from tests.bench.report import Row
 from tracer.explain.leaderboard import CHANCE, DEFAULT_FIELD, Board, Standing, leaderboard
-from tracer.explain.service import DEFAULT_METHODS
+from tracer.explain.methods import DEFAULT_METHODS
 from tracer.replay.model import Replica
 from tracer.store import Store
 from tracer.trace.trace import Trace

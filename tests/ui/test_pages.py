@@ -377,7 +377,8 @@ def test_a_run_that_was_not_explained_offers_it(store: Store) -> None:
     assert any("not explained yet" in found.value for found in at.info)
     assert any("not scored by a truth probe" in found.value for found in at.info)
     assert button(at, "Explain") and button(at, "Score it")
-    assert at.multiselect(key="explain_methods").value == ["attention_resolvent", "grad_x_input"]
+    assert at.multiselect(key="explain_methods").value == ["at2", "two_hop"]
+    assert button(at, "Explain this run")
 
 
 def test_new_explanations_are_shown_without_a_restart(store: Store) -> None:

@@ -34,9 +34,6 @@ from tracer.trace.explanation import Explanation, ExplanationSource
 from tracer.trace.probes import ProbeScore
 from tracer.trace.trace import Trace
 
-DEFAULT_METHODS = ("at2", "two_hop")
-"""The most faithful for their cost on the bundled runs, of questions over documents and of reasoning, that run on every
-architecture and are better than random on both: `make bench` measures it. Without fitted weights AT2 is left out."""
 Trusted = Literal["answer", "all", "none"]
 SAVE_SECONDS = 5.0
 """What a killed process can lose of a family's work."""
@@ -144,7 +141,7 @@ def explain(
 
     Args:
         trace: The trace; it is not changed.
-        methods: Names as in ``tracer methods``; `DEFAULT_METHODS` if not given, none if empty.
+        methods: Names as in ``tracer methods``; `tracer.explain.methods.DEFAULT_METHODS` if not given, none if empty.
         probes: ``truth``, or one of its kinds ``statements`` and ``steps``, or files of probes; those that are there
             for the model if not given, none if empty.
         ask: Whether to ask the model too, for every text that a probe scores, whether it is true.
@@ -181,7 +178,7 @@ def explain(
 
         ``trace`` of the exception is the trace with what was finished.
     """
-    requests = parse_requests(DEFAULT_METHODS if methods is None else methods, parameters or {})
+    requests = parse_requests(registry.DEFAULT_METHODS if methods is None else methods, parameters or {})
     check_names(probes or ())
     if faithfulness not in get_args(Trusted):
         raise UnknownNameError("choice of targets for faithfulness", faithfulness, get_args(Trusted))

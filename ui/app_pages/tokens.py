@@ -141,7 +141,7 @@ def _notes(
     here = item.steps(evidence.trace)
     if method is None:
         st.info("This run was not explained yet: nothing is known of what its tokens read.")
-        _explain(evidence, list(card_reading.DEFAULT_METHODS), here)
+        _explain(evidence, None, here)
         return
     if problem is not None:
         st.warning("The scores of single tokens cannot be shown.")
@@ -161,8 +161,8 @@ def _notes(
     card_reading.trust_sentence(evidence, method)
 
 
-def _explain(evidence: Evidence, methods: list[str], names: list[str]) -> None:
-    if names and all(name in METHODS for name in methods):
+def _explain(evidence: Evidence, methods: list[str] | None, names: list[str]) -> None:
+    if names and all(name in METHODS for name in methods or ()):
         jobs.start_button(
             "Explain every token of it" if names[0].endswith("#*") else "Explain its steps",
             "explain",

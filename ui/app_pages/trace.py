@@ -10,7 +10,7 @@ import streamlit as st
 
 from tracer.errors import TraceNotFoundError
 from tracer.trace.trace import Step, Trace
-from ui import card, elements, palette, payload, state
+from ui import card, elements, jobs, palette, payload, state
 from ui.components import step_map
 from ui.components.mount import event_value
 from ui.components.step_map import Row
@@ -49,6 +49,11 @@ def _view(run: str, polling: bool) -> None:
     if not trace.steps:
         st.info("This run has no steps yet.")
         return
+    if not evidence.methods and any(evidence.call_of(step) for step in trace.steps) and trace.status != "running":
+        st.info(
+            "Nothing is known yet of what its steps read. To find out, the run is replayed through a copy of its model."
+        )
+        jobs.start_button("Explain this run", "explain", {"trace": trace.id}, key="explain_run")
     shown = Shown.of(evidence)
     left, right = st.columns([3, 2], gap="medium")
     part = state.part_of(evidence.parts)
