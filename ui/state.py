@@ -39,6 +39,7 @@ RUN = "run"
 STEP = "step"
 PART = "part"
 METHOD = "method"
+CALL = "call"
 TOKEN = "token"  # noqa: S105
 GRAIN = "grain"
 HOPS = "hops"
@@ -69,6 +70,7 @@ _RUNS_SELECTED = "runs_selected"
 _RUNS_UNTICKED = "runs_unticked"
 _RUN_CLICKED = "run_clicked"
 _RUNS_TO_DELETE = "runs_to_delete"
+_LOOKED_FOR = "looked_for"
 _PAIRS_OFFSET = "pairs_offset"
 _IMPORTED = "imported"
 _JOB_STARTED = "job_started_"
@@ -187,8 +189,9 @@ def has_step() -> bool:
 
 
 def select_step(step_id: str) -> None:
-    """Put a step in the URL."""
-    st.query_params.pop(PART, None)
+    """Put a step in the URL, in place of a part of the prompt or a call."""
+    for other in (PART, CALL):
+        st.query_params.pop(other, None)
     st.query_params[STEP] = step_id
 
 
@@ -202,6 +205,18 @@ def select_part(number: int) -> None:
     """Put a part of the prompt in the URL, in place of a step."""
     st.query_params.pop(STEP, None)
     st.query_params[PART] = str(number)
+
+
+def call() -> int | None:
+    """Number of a completion of the run, from 1, that the URL names."""
+    return _number(CALL)
+
+
+def select_call(number: int) -> None:
+    """Put a completion that no step was cut from in the URL, in place of a step, by its number from 1."""
+    for other in (STEP, PART, TOKEN):
+        st.query_params.pop(other, None)
+    st.query_params[CALL] = str(number)
 
 
 def method(known: Sequence[str] | None = None) -> str | None:
@@ -370,6 +385,16 @@ def kinds() -> list[str]:
 def branch() -> str | None:
     """The branch to show, if not all."""
     return _read(BRANCH, str)
+
+
+def looked_for(trace_id: str) -> str:
+    """The words that were looked for last in the steps of this run."""
+    return (_read(_LOOKED_FOR, dict) or {}).get(trace_id, "")
+
+
+def look_for(trace_id: str, query: str) -> None:
+    """Remember it; only one run's is kept."""
+    st.session_state[_LOOKED_FOR] = {trace_id: query[:ID_CHARACTERS]}
 
 
 def runs_offset() -> int:

@@ -118,6 +118,25 @@ def test_the_step_map_by_keyboard(server: Server, watched: Watched) -> None:
     expect(row(page, "step 6,")).to_have_attribute("aria-selected", "true")
 
 
+def test_words_are_found_in_what_the_lines_leave_out(server: Server, watched: Watched) -> None:
+    page = watched.page
+    whole = samples.long(3)
+    deep = whole.steps[1].model_copy(
+        update={"text": "At the surface. " + "Deeper and deeper. " * 200 + "The wreck\nlies here."}
+    )
+    steps = [whole.steps[0], deep, whole.steps[2]]
+    server.store.import_trace(whole.model_copy(update={"id": "deep-run", "steps": steps}))
+    open_trace(page, server, "run=deep-run")
+    page.get_by_role("heading", name="Step 1:").click()
+    page.keyboard.press("/")
+    page.keyboard.type("wreck lies")
+    expect(page.get_by_role("treeitem", name=re.compile("^step "))).to_have_count(1)
+    expect(page.get_by_role("status").filter(has_text="1 of 3")).to_have_text("1 of 3")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Step 2: … thought")).to_be_visible()
+    expect(page.get_by_role("searchbox", name="Find in these steps")).to_have_value("wreck lies")
+
+
 def test_hostile_text_in_every_component(server: Server, watched: Watched) -> None:
     page = watched.page
     page.goto(f"{server.url}/tokens?run=hostile-0")

@@ -10,12 +10,11 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from tests.ui import samples
+from tests.ui.opened import APP, open_page
 from tracer.engines.models import ResolvedModel
 from tracer.store import Store
 from tracer.trace.trace import Trace
 from ui import state
-
-APP = Path(__file__).parents[2] / "ui" / "app.py"
 
 
 def app() -> AppTest:
@@ -32,12 +31,7 @@ def run_page() -> AppTest:
 
 def trace_page(**query: str) -> AppTest:
     """A trace, as a link would open it."""
-    at = app().run().switch_page(state.TRACE_PAGE)
-    for name, value in query.items():
-        at.query_params[name] = value
-    at.run()
-    assert not at.exception
-    return at
+    return open_page(state.TRACE_PAGE, **query)
 
 
 def components(at: AppTest, name: str) -> list[dict[str, Any]]:
@@ -421,12 +415,7 @@ def test_a_tree_folds_what_it_gave_up(store: Store) -> None:
 
 def tokens_page(**query: str) -> AppTest:
     """The tokens of a run, as a link would open them."""
-    at = app().run().switch_page(state.TOKENS_PAGE)
-    for name, value in query.items():
-        at.query_params[name] = value
-    at.run()
-    assert not at.exception
-    return at
+    return open_page(state.TOKENS_PAGE, **query)
 
 
 def test_tokens_of_the_answers_call_are_shown(store: Store) -> None:
@@ -473,6 +462,23 @@ def test_every_agents_tokens_are_shown(store: Store, index: int) -> None:
     at = tokens_page(run=trace.id)
     assert components(at, "token_map")[0]["runs"][-1][4] == "written"
     assert any("not explained yet" in found.value for found in at.info)
+
+
+def test_a_call_that_no_step_was_cut_from_can_be_chosen(store: Store) -> None:
+    trace = samples.cot()
+    extra = trace.calls[0].model_copy(update={"id": "unused"})
+    store.import_trace(trace.model_copy(update={"calls": [extra, *trace.calls]}))
+    at = tokens_page(run=trace.id)
+    [chosen] = [box for box in at.selectbox if box.label == "Call"]
+    assert "no step" in chosen.options[0] and chosen.value > 0
+    chosen.set_value(0).run()
+    assert at.query_params["call"] == "1" and "step" not in at.query_params
+    [chosen] = [box for box in at.selectbox if box.label == "Call"]
+    assert chosen.value == 0
+    chosen.set_value(1).run()
+    assert "call" not in at.query_params and at.query_params["step"]
+    at = tokens_page(run=trace.id, call="99")
+    assert next(box for box in at.selectbox if box.label == "Call").value > 0
 
 
 def test_a_run_without_tokens_says_so(store: Store) -> None:

@@ -68,7 +68,10 @@ def _view(run: str) -> None:
 
 
 def _call_choice(evidence: Evidence, found: Sequence[Written]) -> tuple[int, str | None]:
-    """The completion that holds the step in the URL, or the answer; and that step."""
+    """The completion that the URL names, or that holds the step in the URL, or the answer; and that step."""
+    call = state.call()
+    if call is not None and 1 <= call <= len(found):
+        return call - 1, None
     step = state.step_of(evidence.trace)
     if step is None and evidence.answers:
         step = evidence.steps[evidence.answers[0]]
@@ -82,9 +85,11 @@ def _controls(evidence: Evidence, found: Sequence[Written], number: int) -> None
     st.session_state[CALL] = number
 
     def call_chosen() -> None:
-        chosen = _first_step(evidence, found[st.session_state[CALL]])
+        chosen = next(iter(found[st.session_state[CALL]].steps(evidence.trace)), None)
         if chosen is not None:
             state.select_step(chosen)
+        else:
+            state.select_call(st.session_state[CALL] + 1)
 
     with calls:
         st.selectbox("Call", range(len(found)), key=CALL, format_func=names.__getitem__, on_change=call_chosen)
@@ -104,10 +109,6 @@ def _controls(evidence: Evidence, found: Sequence[Written], number: int) -> None
         icon=":material/arrow_back:",
         query_params={state.RUN: evidence.trace.id, **state.selection()},
     )
-
-
-def _first_step(evidence: Evidence, item: Written) -> str | None:
-    return next(iter(item.steps(evidence.trace)), None)
 
 
 def _call_name(evidence: Evidence, item: Written, at: int, count: int) -> str:

@@ -153,7 +153,9 @@ def _steps(shown: Shown, selected: Step | Part) -> None:
         method=state.method(evidence.methods),
         selected=selected.id if isinstance(selected, Step) else selected.number,
         key=MAP,
+        query=state.looked_for(evidence.trace.id),
         on_open=partial(_open, [row.name for row in rows]),
+        on_find=partial(_find, evidence.trace.id),
     )
 
 
@@ -161,6 +163,12 @@ def _open(names: Sequence[str | int]) -> None:
     row = event_value(MAP, step_map.OPEN)
     if isinstance(row, int) and 0 <= row < len(names):
         go(names[row])
+
+
+def _find(trace_id: str) -> None:
+    query = event_value(MAP, step_map.FIND)
+    if isinstance(query, str):
+        state.look_for(trace_id, query)
 
 
 def _step_filters(trace: Trace) -> None:

@@ -5,6 +5,7 @@ const SPARE = 6;
 const GUTTER = 52;
 const ARCS = 6;
 const WAIT = 4000;
+const PAUSE = 250;
 const MARKS = ["truth", "logprob", "reads"];
 let counter = 0;
 
@@ -22,13 +23,25 @@ function make() {
   counter += 1;
   const place = { prefix: `tracer-map-${counter}`, folded: new Map(), active: -1, hovered: null, query: "", rev: null };
   place.waiting = null;
+  place.hits = null;
   place.hear = (news) => {
-    if (hear(place, news)) {
-      reveal(place, place.active);
-      draw(place);
-    }
+    const found = hearFound(place, news);
+    if (hear(place, news)) reveal(place, place.active);
+    else if (!found) return;
+    draw(place);
   };
   return place;
+}
+
+// Rows whose whole text has the words that are looked for now.
+function hearFound(place, news) {
+  if (!news || !place.data || news.of !== place.data.text.length || !place.query || news.query !== place.query) return false;
+  const known = String(news.hits);
+  if (place.hits && place.known === known) return false;
+  place.known = known;
+  place.hits = new Set(news.hits);
+  rebuild(place);
+  return true;
 }
 
 // The row that is selected by now. While a click of ours is on its way, older news is not listened to.
@@ -47,6 +60,7 @@ function take(place, data) {
   if (place.data?.run !== data.run) {
     place.folded.clear();
     place.query = "";
+    place.hits = null;
     if (place.search) place.search.value = "";
   }
   place.data = data;
@@ -84,8 +98,9 @@ function build(place) {
   const bar = element("div", "search");
   place.search = element("input");
   place.search.type = "search";
-  place.search.placeholder = "Find in these lines  ( / )";
-  place.search.setAttribute("aria-label", "Find in these lines");
+  place.search.placeholder = "Find in these steps  ( / )";
+  place.search.setAttribute("aria-label", "Find in these steps");
+  place.search.maxLength = 200;
   place.found = element("span", "found");
   place.found.setAttribute("role", "status");
   bar.append(place.search, place.found);
@@ -130,7 +145,7 @@ function rebuild(place) {
   let group = -1;
   let matches = 0;
   data.text.forEach((text, row) => {
-    const hit = !query || `${text}\n${label(place, row)}`.toLowerCase().includes(query);
+    const hit = !query || place.hits?.has(row) || `${text}\n${label(place, row)}`.toLowerCase().includes(query);
     matches += hit ? 1 : 0;
     const own = data.group[row];
     if (own !== group && own >= 0 && (!query || hit)) items.push({ group: own, row: -1 });
@@ -140,7 +155,8 @@ function rebuild(place) {
     place.at.set(row, hit ? items.length - 1 : -1);
   });
   place.items = items;
-  place.found.textContent = query ? `${matches} of ${data.text.length}` : "";
+  const looking = query && data.shortened && !place.hits ? ", looking further…" : "";
+  place.found.textContent = query ? `${matches} of ${data.text.length}${looking}` : "";
   place.space.style.height = `${items.length * ROW}px`;
   place.arcs.setAttribute("height", items.length * ROW);
   place.tree.style.maxHeight = `${Math.min(Math.max(items.length, 4), 19) * ROW + 2}px`;
@@ -149,8 +165,15 @@ function rebuild(place) {
   if (shown >= 0) place.cursor = shown;
 }
 
+// In the lines at once; where they are shortened, the whole texts are looked through elsewhere.
 function find(place, text) {
-  place.query = text.trim().toLowerCase();
+  const query = text.trim().replace(/\s+/g, " ").toLowerCase();
+  if (query !== place.query) {
+    place.query = query;
+    place.hits = null;
+    clearTimeout(place.typing);
+    if (query && place.data.shortened) place.typing = setTimeout(() => place.send("find", query), PAUSE);
+  }
   rebuild(place);
   if (!place.query) reveal(place, place.active);
   draw(place);

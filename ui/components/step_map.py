@@ -15,6 +15,8 @@ from ui.evidence import Evidence, Part, mean_logprob
 
 OPEN = "open"
 """The component's event: the number of the row that was clicked."""
+FIND = "find"
+"""The component's event: words to look for in whole texts, since the lines that it has may be shortened."""
 LINE = 160
 """Characters of a line at most."""
 BUDGET = 140_000
@@ -59,7 +61,9 @@ def step_map(
     method: str | None,
     selected: str | int | None,
     key: str,
+    query: str,
     on_open: Callable[[], None],
+    on_find: Callable[[], None],
 ) -> None:
     """Draw the map.
 
@@ -69,12 +73,16 @@ def step_map(
         method: Whose scores to show; ``None`` where the trace was not explained.
         selected: Id of the selected step, or number of the selected part.
         key: The component's key.
+        query: Words that were looked for last.
         on_open: Called when a row is clicked; `ui.components.mount.event_value` tells which.
+        on_find: Called when words are looked for, if any line is shortened; `event_value` tells which.
     """
-    mount(_MAP, {"channel": key, **map_data(evidence, rows, method=method)}, key=key, on_event={OPEN: on_open})
+    events = {OPEN: on_open, FIND: on_find}
+    mount(_MAP, {"channel": key, **map_data(evidence, rows, method=method)}, key=key, on_event=events)
     chosen = next((number for number, row in enumerate(rows) if row.name == selected), -1)
     # Apart, so that a click does not send the list again; tells the rows, too, since their numbers depend on them.
-    tell(key, {"select": chosen, "of": len(rows), "first": str(rows[0].name) if rows else ""})
+    news = {"select": chosen, "of": len(rows), "first": str(rows[0].name) if rows else ""}
+    tell(key, {**news, "query": query, "hits": matches(rows, query)})
 
 
 def map_data(evidence: Evidence, rows: Sequence[Row], *, method: str | None) -> dict[str, Any]:
@@ -82,6 +90,7 @@ def map_data(evidence: Evidence, rows: Sequence[Row], *, method: str | None) -> 
     groups, group_of = _groups(evidence.trace, rows)
     places = {row.name: number for number, row in enumerate(rows)}
     limit = max(24, min(LINE, BUDGET // max(1, len(rows))))
+    texts = [line(row.text, limit=limit) for row in rows]
     read = None if method is None else evidence.explanation(method)
     fallback = None if method is None else evidence.default_target(method)
     return {
@@ -90,7 +99,8 @@ def map_data(evidence: Evidence, rows: Sequence[Row], *, method: str | None) -> 
         "scale": palette.scale_properties(),
         "kind": [_kind_number(row) for row in rows],
         "number": [str(row.number) if row.step is not None else "" for row in rows],
-        "text": [line(row.text, limit=limit) for row in rows],
+        "text": texts,
+        "shortened": any(len(row.text) > len(text) for row, text in zip(rows, texts, strict=True)),
         "depth": [_depth(evidence.trace, row) for row in rows],
         "pruned": [number for number, row in enumerate(rows) if row.step is not None and row.step.pruned],
         "group": group_of,
@@ -102,6 +112,12 @@ def map_data(evidence: Evidence, rows: Sequence[Row], *, method: str | None) -> 
         "method": "" if read is None else line(f"{read.method}, {read.unit}", limit=80),
         "fallback": places.get(fallback, -1) if fallback is not None else -1,
     }
+
+
+def matches(rows: Sequence[Row], query: str) -> list[int]:
+    """Numbers of the rows whose whole text contains the words, in any case; none for no words."""
+    wanted = " ".join(query.split()).lower()
+    return [at for at, row in enumerate(rows) if wanted in " ".join(row.text.split()).lower()] if wanted else []
 
 
 def line(text: str, *, limit: int) -> str:
