@@ -382,3 +382,18 @@ def test_citations_that_cannot_be_made(arguments: list[str], message: str, run: 
     done = run("cite", *arguments)
     assert done.code == 2, done.err
     assert message in done.err and done.out == "" and "Traceback" not in done.err
+
+
+@pytest.mark.model
+@pytest.mark.usefixtures("demo_model")
+def test_a_run_is_explained_at_its_end(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACER_STORE", str(tmp_path / "runs.db"))
+    file = tmp_path / "run.json"
+    question = ["run", "cot", "What is 2 + 3?", "--engine", "local", "--max-tokens", "24", "--json"]
+    done = run(*question, "--explain", "--out", str(file))
+    assert done.code == 0 and done.err == ""
+    trace = Trace.from_json(done.out.removesuffix("\n"))
+    assert [Explanation.read(item).method for item in trace.explanations] == ["at2", "two_hop"]
+    assert Trace.load(file).explanations == trace.explanations
+    with Store(tmp_path / "runs.db") as store:
+        assert store.load(trace.id).explanations == trace.explanations

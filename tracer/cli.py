@@ -14,7 +14,7 @@ import typer
 
 from tracer.commands.at2 import at2_app
 from tracer.commands.cite import cite
-from tracer.commands.explain import explain, list_methods
+from tracer.commands.explain import explain, explain_new, list_methods
 from tracer.commands.faithfulness import faithfulness
 from tracer.commands.layer_map import map_truth
 from tracer.commands.live import LiveScoring
@@ -103,6 +103,9 @@ def run(
             "was started with `tracer serve --lens`.",
         ),
     ] = None,
+    explained: Annotated[
+        bool, typer.Option("--explain", help="Explain the run at its end, as `tracer explain` does by default.")
+    ] = False,
     out_file: Annotated[Path | None, typer.Option("--out", help="Write the trace here as well.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the trace as JSON and nothing else.")] = False,
     store: StoreOption = None,
@@ -139,28 +142,34 @@ def run(
         raise InputError("the question is empty; say what the agent shall answer")
     check_options(options)
     documents = _documents(docs) if docs is not None and agent is not AgentName.REACT else []
-    with open_store(store) as runs, connected(engine, model, dtype, quiet=as_json) as runner:
-        solver: Agent = build_agent(runner, options)
-        view = RunView(quiet=as_json)
-        scoring = None if probes is None else LiveScoring(runner, names_of(probes), quiet=as_json)
-        with stop_on_signal() as cancel, view:
+    with open_store(store) as runs:
+        with connected(engine, model, dtype, quiet=as_json) as runner:
+            solver: Agent = build_agent(runner, options)
+            view = RunView(quiet=as_json)
+            scoring = None if probes is None else LiveScoring(runner, names_of(probes), quiet=as_json)
+            with stop_on_signal() as cancel, view:
 
-            def work() -> Trace:
-                return solver.run(
-                    question,
-                    documents=documents,
-                    reference=reference,
-                    store=runs,
-                    on_event=view.on_event if scoring is None else scoring.after(view.on_event),
-                    on_tokens=view.on_tokens if view.wants_tokens else None,
-                    cancel=cancel,
-                )
+                def work() -> Trace:
+                    return solver.run(
+                        question,
+                        documents=documents,
+                        reference=reference,
+                        store=runs,
+                        on_event=view.on_event if scoring is None else scoring.after(view.on_event),
+                        on_tokens=view.on_tokens if view.wants_tokens else None,
+                        cancel=cancel,
+                    )
 
-            trace = _run_agent(work if scoring is None else lambda: scoring.around(work, runs), out_file)
+                trace = _run_agent(work if scoring is None else lambda: scoring.around(work, runs), out_file)
+        if not as_json:
+            print_trace(trace)
+        if explained:
+            # The engine is closed by now: one that ran in this process has left its memory to the replica.
+            trace = explain_new(trace, runs, quiet=as_json)
+            if out_file is not None:
+                save(trace, out_file)
     if as_json:
         sys.stdout.write(trace.to_json() + "\n")
-    else:
-        print_trace(trace)
 
 
 @app.command("list")
@@ -284,15 +293,29 @@ def demo(
     ui: Annotated[bool, typer.Option("--ui/--no-ui", help="Serve the app at the end.")] = True,
     every: Annotated[bool, typer.Option("--all", help="All bundled tasks, not just a few of each kind.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run again what is stored already.")] = False,
+    explained: Annotated[
+        bool, typer.Option("--explain/--no-explain", help="Explain the run whose answer was copied from its prompt.")
+    ] = True,
     store: StoreOption = None,
 ) -> None:
-    """Run all four agents on bundled tasks, store the traces, show a summary and serve the app."""
+    """Run all four agents on bundled tasks, store the traces, explain one, show a summary and serve the app."""
     from tracer.console import err, out, stop_on_signal, summary_table
-    from tracer.demo import run_demo
+    from tracer.demo import run_demo, story_of
 
-    with open_store(store) as runs, connected(engine, model, None) as runner, stop_on_signal() as cancel:
-        traces = run_demo(runner, runs, every=every, fresh=fresh, cancel=cancel)
-    out.print(summary_table(traces))
+    with open_store(store) as runs:
+        with connected(engine, model, None) as runner, stop_on_signal() as cancel:
+            traces = run_demo(runner, runs, every=every, fresh=fresh, cancel=cancel)
+        out.print(summary_table(traces))
+        story = story_of(traces) if explained else None
+        if story is not None:
+            out.print(f"\nWhat the answer of {story.id} was read from:", markup=False)
+            try:
+                explain_new(story, runs, top=3, answer_only=True)
+            except CancelledError:
+                raise
+            except TracerError as error:
+                # The runs are there and the app can be shown all the same.
+                err.print(f"not explained: {error}", markup=False)
     if ui:
         err.print("starting the app; Ctrl-C ends it, the runs stay")
         raise typer.Exit(_serve_ui(port, store))

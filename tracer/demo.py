@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
@@ -17,7 +17,8 @@ from tracer.trace.trace import Trace
 
 WORKERS = 6
 STORY_TASK = "multihop-birthplace"
-"""A run that searches rightly and then copies its answer from the prompt's exemplar."""
+STORY_PROMPT = "react-one-shot"
+"""Together: a run that searches rightly and then copies its answer from the prompt's exemplar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +51,19 @@ def plan(*, every: bool = False) -> list[DemoRun]:
     runs = [DemoRun(AgentOptions(kind="tot"), task) for task in chosen("game24", 1)]
     runs += [DemoRun(AgentOptions(kind="cot-sc", n=8), task) for task in chosen("word", 2)]
     story = next(chosen("multihop", 1))
-    runs.append(DemoRun(AgentOptions(kind="react", docs=story.documents, prompt="react-one-shot"), story))
+    runs.append(DemoRun(AgentOptions(kind="react", docs=story.documents, prompt=STORY_PROMPT), story))
     runs += [DemoRun(AgentOptions(kind="react", docs=task.documents), task) for task in chosen("multihop", 3)]
     runs += [
         DemoRun(AgentOptions(kind="react", docs=task.documents, style="native"), task) for task in chosen("multihop", 1)
     ]
     runs += [DemoRun(AgentOptions(kind="cot"), task) for task in chosen("word", 3)]
     return runs
+
+
+def story_of(traces: Iterable[Trace]) -> Trace | None:
+    """The run whose wrong answer was copied from the exemplar, if it is among these and completed."""
+    name = next(run.name for run in plan() if run.options.prompt == STORY_PROMPT)
+    return next((trace for trace in traces if trace.name == name and trace.status == "completed"), None)
 
 
 def run_demo(

@@ -389,12 +389,13 @@ def branch() -> str | None:
 
 def looked_for(trace_id: str) -> str:
     """The words that were looked for last in the steps of this run."""
-    return (_read(_LOOKED_FOR, dict) or {}).get(trace_id, "")
+    of, words = _read(_LOOKED_FOR, tuple) or ("", "")
+    return str(words) if of == trace_id else ""
 
 
 def look_for(trace_id: str, query: str) -> None:
     """Remember it; only one run's is kept."""
-    st.session_state[_LOOKED_FOR] = {trace_id: query[:ID_CHARACTERS]}
+    st.session_state[_LOOKED_FOR] = (trace_id, query[:ID_CHARACTERS])
 
 
 def runs_offset() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -15,6 +16,8 @@ from tracer.errors import InputError, TracerError
 if TYPE_CHECKING:
     from tracer.explain.base import TargetFunction
     from tracer.explain.service import Trusted
+    from tracer.store import Store
+    from tracer.trace.trace import Trace
 
 _ID = "id:"
 
@@ -130,6 +133,38 @@ def explain(
         print_probes(report)
         if out_file is not None:
             err.print(f"wrote {out_file}", markup=False)
+
+
+def explain_new(trace: Trace, runs: Store, *, top: int = 5, answer_only: bool = False, quiet: bool = False) -> Trace:
+    """Explain a run that was just stored, as `tracer explain` does by default, and show what was found.
+
+    Args:
+        trace: The run.
+        runs: The store that holds it.
+        top: Sources shown for each step and method.
+        answer_only: Show what the answer read; what the other steps read is found out all the same.
+        quiet: Show nothing.
+
+    Returns:
+        The explained trace.
+
+    Raises:
+        TracerError: It cannot be explained.
+    """
+    from tracer.commands.report import print_report
+    from tracer.commands.truth import print_probes
+    from tracer.console import stages, stop_on_signal
+    from tracer.explain.service import explain as explain_trace
+
+    with stop_on_signal() as cancel, stages() as progress:
+        report = explain_trace(trace, store=runs, progress=None if quiet else progress, cancel=cancel)
+    if quiet:
+        return report.trace
+    shown = {step.id for step in trace.steps if step.kind == "answer" or not answer_only}
+    print_report(replace(report, targets=tuple(name for name in report.targets if name in shown)), top=top)
+    if not answer_only:
+        print_probes(report)
+    return report.trace
 
 
 def list_methods(
