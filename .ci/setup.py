@@ -2,7 +2,8 @@
 
 python .ci/setup.py project    .venv: tracer and everything it needs, in pinned versions
 python .ci/setup.py vllm       .venv-vllm: vLLM, apart because it pins its own versions of almost everything
-python .ci/setup.py tests      Debian packages that tests use, where this user may install them
+python .ci/setup.py tests      what only tests use: Debian packages, where this user may install them, and vLLM's plugin
+                               that gives hidden states, which stays off unless a server is asked for them
 """
 
 from __future__ import annotations
@@ -77,6 +78,13 @@ def vllm() -> None:
 
 def tests() -> None:
     debian({"chromium": "chromium"})
+    if not (ROOT / ".venv-vllm" / "bin" / "python").exists():
+        return
+    code = "from tracer.engines import install, lens; found = install.find_vllm(); found and lens.ensure_lens(found)"
+    try:
+        run(ROOT / ".venv" / "bin" / "python", "-c", code)
+    except subprocess.CalledProcessError:
+        say("vLLM's plugin for hidden states cannot be installed; tests of it will be skipped")
 
 
 def debian(packages: dict[str, str]) -> None:
