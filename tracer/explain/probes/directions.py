@@ -8,7 +8,7 @@ import numpy as np
 
 from tracer.errors import InputError
 from tracer.explain.probes.examples import Examples, Floats, centred, signs
-from tracer.explain.probes.logistic import fit_logistic
+from tracer.explain.probes.logistic import fit_logistic, fit_logistic_briefly
 from tracer.explain.probes.probe import Probe
 
 _L2 = 0.01
@@ -55,7 +55,7 @@ def fit_ttpd(examples: Examples, *, seed: int = 0) -> Probe:
         raise InputError("TTPD needs affirmative and negated statements; use mass_mean or logistic for one of them")
     values = examples.values.astype(np.float64)
     found = truth_directions(examples)
-    polarity = fit_logistic(values, ~examples.negated)
+    polarity = fit_logistic_briefly(values, ~examples.negated)
     axes = np.stack([_unit(found.general), _unit(polarity.weights)])
     final = fit_logistic(values @ axes.T, examples.labels)
     directions = {
@@ -91,7 +91,7 @@ def fit_first_component(examples: Examples, *, seed: int = 0) -> Probe:
 
 def fit_logistic_plain(examples: Examples, *, seed: int = 0) -> Probe:
     """Logistic regression without penalty, as Bürger et al. 2024 compare with."""
-    found = fit_logistic(examples.values.astype(np.float64), examples.labels)
+    found = fit_logistic_briefly(examples.values.astype(np.float64), examples.labels)
     return Probe("logistic", found.weights, found.bias, {"truth": found.weights}, {"converged": found.converged})
 
 
