@@ -8,31 +8,19 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 
+from tests.command_line import Run, runner
 from tests.explain.tiny_runs import Families, perturbed, recorded_run, register, write_replica
-from tracer import cli
 from tracer.explain.attribution import contrastive
 from tracer.explain.methods import METHODS
 from tracer.store import Store
 from tracer.trace.explanation import Explanation
 from tracer.trace.trace import Trace
-
-
-class Done(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
 
 
 @pytest.fixture(scope="module")
@@ -62,21 +50,10 @@ def home(tmp_path: Path, trace: Trace, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """Runs the command line in this process, so that torch is loaded once."""
+    """The command line on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-
-    def call(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["tracer", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        captured = capfd.readouterr()
-        return Done(code, captured.out, captured.err)
-
-    yield call
+    yield runner(capfd, monkeypatch)
     torch.set_num_threads(threads)
 
 

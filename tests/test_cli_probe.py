@@ -7,13 +7,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 
+from tests.command_line import Run, runner
 from tests.explain.tiny_runs import perturbed, write_replica
 from tracer import cli
 from tracer.errors import InputError
@@ -21,17 +21,6 @@ from tracer.explain.probes.saved import SavedProbe, probe_path
 from tracer.explain.probes.statements import generate
 from tracer.replay.model import Replica, identity_of
 from tracer.store.probe_reports import list_reports
-
-
-class Done(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
 
 
 @pytest.fixture(scope="module")
@@ -53,24 +42,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Run]:
-    """Runs the command line in this process, so that torch is loaded once."""
+    """The commands of `tracer probe` on one thread, with nothing that was made before."""
     monkeypatch.setenv("TRACER_PROBES", str(tmp_path / "probes"))
     monkeypatch.setenv("TRACER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-
-    def call(*arguments: str | Path) -> Done:
-        monkeypatch.setattr(sys, "argv", ["tracer", "probe", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        captured = capfd.readouterr()
-        return Done(code, captured.out, captured.err)
-
-    yield call
+    yield runner(capfd, monkeypatch, "probe")
     torch.set_num_threads(threads)
 
 

@@ -10,13 +10,19 @@ from tracer.trace.trace import Trace
 from ui import elements, palette, payload, state
 
 
-def summary_or_stop() -> TraceSummary:
-    """The summary of the run in the URL; without one the page ends with where to find some."""
+def run_or_stop() -> str:
+    """The id of the run in the URL; without one the page ends with where to find some."""
     run = state.run_id()
     if run is None:
         st.info("No run is open. Choose one on the Runs page.")
         st.page_link(state.RUNS_PAGE, label="Runs", icon=":material/list:")
         st.stop()
+    return run
+
+
+def summary_or_stop() -> TraceSummary:
+    """The summary of the run in the URL; without one, or if there is no such run, the page ends."""
+    run = run_or_stop()
     with elements.failures("This run cannot be shown."):
         try:
             return state.store().summary(run)

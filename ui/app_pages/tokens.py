@@ -9,7 +9,7 @@ import streamlit as st
 
 from tracer.explain.methods import METHODS
 from tracer.trace.trace import Trace
-from ui import card_reading, elements, jobs, payload, state
+from ui import card_reading, elements, jobs, opened, payload, state
 from ui.components import token_map
 from ui.components.mount import event_value
 from ui.evidence import Evidence
@@ -25,13 +25,9 @@ PINNED = "tokens_pinned"
 
 def main() -> None:
     """Draw the page."""
-    run = state.run_id()
-    if run is None:
+    if state.run_id() is None:
         st.title("Tokens")
-        st.info("No run is open. Choose one on the Runs page.")
-        st.page_link(state.RUNS_PAGE, label="Runs", icon=":material/list:")
-        return
-    st.fragment(_view)(run)
+    st.fragment(_view)(opened.run_or_stop())
 
 
 def _view(run: str) -> None:

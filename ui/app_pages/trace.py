@@ -8,9 +8,8 @@ from functools import partial
 
 import streamlit as st
 
-from tracer.errors import TraceNotFoundError
 from tracer.trace.trace import Step, Trace
-from ui import card, elements, jobs, palette, payload, state
+from ui import card, elements, jobs, opened, palette, payload, state
 from ui.components import step_map
 from ui.components.mount import event_value
 from ui.components.step_map import Row
@@ -23,19 +22,11 @@ MAP = "step_map"
 
 def main() -> None:
     """Draw the page."""
-    run = state.run_id()
-    if run is None:
+    if state.run_id() is None:
         st.title("Trace")
-        st.info("No run is open. Choose one on the Runs page.")
-        st.page_link(state.RUNS_PAGE, label="Runs", icon=":material/list:")
-        return
-    with elements.failures("This run cannot be shown."):
-        try:
-            running = state.store().summary(run).status == "running"
-        except TraceNotFoundError:
-            st.page_link(state.RUNS_PAGE, label="All runs", icon=":material/arrow_back:")
-            raise
-    st.fragment(_view, run_every=REFRESH_SECONDS if running else None)(run, running)
+    summary = opened.summary_or_stop()
+    running = summary.status == "running"
+    st.fragment(_view, run_every=REFRESH_SECONDS if running else None)(summary.id, running)
 
 
 def _view(run: str, polling: bool) -> None:
