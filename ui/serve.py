@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib
 import ipaddress
 import os
 import re
@@ -30,6 +31,17 @@ from ui.palette import PRIMARY
 HEALTH = "/_stcore/health"
 PORTS_TRIED = 50
 _APP = Path(__file__).with_name("app.py")
+_NEEDED = (
+    "altair",
+    "pandas",
+    "pyarrow",
+    "tracer.explain.methods",
+    "tracer.jobs",
+    "tracer.store",
+    "tracer.token_texts",
+    "ui.payload",
+)
+"""What pages import that takes long, and holds nothing of a session."""
 _INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
@@ -189,6 +201,9 @@ def settings(host: str, port: int, *, hosts: Iterable[str]) -> dict[str, object]
 def _announce(host: str, port: int, open_browser: bool) -> None:
     shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     url = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+    # The first person to come shall not wait for this.
+    for name in _NEEDED:
+        importlib.import_module(name)
     while not _answers(url + HEALTH):
         time.sleep(0.1)
     print(f"The app is at {url} (Ctrl-C stops it).", flush=True)
