@@ -52,8 +52,9 @@ def draw(shown: Shown, selected: Step | Part) -> None:
     if call is not None:
         _call(call)
     if step.data:
-        with st.expander("Data"):
-            st.json(step.data)
+        with elements.folded("Data", "card_data") as is_open:
+            if is_open:
+                st.json(step.data)
 
 
 def _part(shown: Shown, part: Part) -> None:
@@ -102,21 +103,26 @@ def _tokens(shown: Shown, step: Step, call: Call) -> None:
     if step.completion is None or step.start is None or step.end is None:
         st.caption("The tokens of this step were not recorded.")
         return
-    completion = call.completions[step.completion]
+    with elements.folded("Tokens", "card_tokens", expanded=True) as is_open:
+        if is_open:
+            _tokens_table(shown, call, step.completion, step.start, step.end)
+
+
+def _tokens_table(shown: Shown, call: Call, number: int, start: int, end: int) -> None:
+    completion = call.completions[number]
     texts = None
     if shown.texts is not None:
         whole = shown.texts.texts([*call.prompt_token_ids, *completion.token_ids])
-        texts = whole[len(call.prompt_token_ids) :][step.start : step.end]
-    table = payload.tokens_table(completion, start=step.start, end=step.end, texts=texts)
-    with st.expander("Tokens", expanded=True):
-        if texts is None:
-            _no_texts(shown)
-        if not completion.logprobs:
-            st.caption("The engine gave no log-probabilities.")
-        else:
-            total = table["logprob"].sum()
-            st.caption(f"{len(table):,d} tokens, log-probability {total:.2f} nats in all.")
-        st.dataframe(table, hide_index=True, column_config=TOKEN_COLUMNS, height=min(38 + 35 * len(table), 318))
+        texts = whole[len(call.prompt_token_ids) :][start:end]
+    else:
+        _no_texts(shown)
+    table = payload.tokens_table(completion, start=start, end=end, texts=texts)
+    if not completion.logprobs:
+        st.caption("The engine gave no log-probabilities.")
+    else:
+        total = table["logprob"].sum()
+        st.caption(f"{len(table):,d} tokens, log-probability {total:.2f} nats in all.")
+    st.dataframe(table, hide_index=True, column_config=TOKEN_COLUMNS, height=min(38 + 35 * len(table), 318))
 
 
 def _relations(shown: Shown, step: Step) -> None:
@@ -125,7 +131,9 @@ def _relations(shown: Shown, step: Step) -> None:
     found = [link for link in payload.links(trace, step) if link.step_id in numbered]
     if not found:
         return
-    with st.expander("Comes from and leads to"):
+    with elements.folded("Comes from and leads to", "card_links") as is_open:
+        if not is_open:
+            return
         st.session_state[LINKS] = {"selection": {"rows": []}}
         st.dataframe(
             payload.links_table(found, numbered),
@@ -146,7 +154,9 @@ def _choose_link(step_ids: Sequence[str]) -> None:
 
 
 def _call(call: Call) -> None:
-    with st.expander("Call"):
+    with elements.folded("Call", "card_call") as is_open:
+        if not is_open:
+            return
         took = "unknown time" if call.seconds is None else f"{call.seconds:.2f} s"
         elements.fact(
             "Call",

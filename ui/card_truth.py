@@ -41,11 +41,11 @@ def draw_truth(shown: Shown, step: Step) -> None:
             key="card_probe",
         )
         return
-    for score in scores:
-        _score(shown, score)
+    for place, score in enumerate(scores):
+        _score(shown, score, place)
 
 
-def _score(shown: Shown, score: ProbeScore) -> None:
+def _score(shown: Shown, score: ProbeScore, place: int) -> None:
     st.text(payload.one_line(f"Probe {score.name}, layer {score.layer}, {score.position} token", limit=120))
     if score.probability is None or score.low is None or score.high is None:
         st.caption("Not scored.")
@@ -67,8 +67,9 @@ def _score(shown: Shown, score: ProbeScore) -> None:
         st.text(f"! {payload.one_line(sentence, limit=240)}")
     sentences = shown.evidence.sentences(score.step_id, score.name)
     if len(sentences) > 1:
-        with st.expander("Sentence by sentence"):
-            st.dataframe(payload.sentences_table(sentences), hide_index=True, column_config=SENTENCE_COLUMNS)
+        with elements.folded("Sentence by sentence", f"card_sentences_{place}") as is_open:
+            if is_open:
+                st.dataframe(payload.sentences_table(sentences), hide_index=True, column_config=SENTENCE_COLUMNS)
 
 
 def _baselines(baselines: ProbeBaselines) -> None:

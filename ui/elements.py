@@ -31,6 +31,17 @@ def long_text(text: str) -> None:
 
 
 @contextmanager
+def folded(label: str, key: str, *, expanded: bool = False) -> Iterator[bool]:
+    """A part that can be folded away; what it holds is made and sent only while it is open, which is what this yields.
+
+    It stays as a person left it while other steps are selected.
+    """
+    part = st.expander(label, expanded=expanded, key=key, on_change="rerun")
+    with part:
+        yield bool(part.open)
+
+
+@contextmanager
 def failures(label: str) -> Iterator[None]:
     """Show an expected failure as a sentence and end the page there."""
     try:

@@ -58,12 +58,13 @@ LABELLED = {
     # Ours, in ui/elements.py and ui/jobs.py: they hand the label on to Streamlit.
     "fact": ("label",),
     "failures": ("label",),
+    "folded": ("label",),
     "start_button": ("label",),
     "whole_number": ("label",),
     "choice": ("label",),
 }
 """Functions whose label is markdown; every other argument is shown as text or not at all."""
-OURS = {"fact", "failures", "start_button", "whole_number", "choice"}
+OURS = {"fact", "failures", "folded", "start_button", "whole_number", "choice"}
 LABEL_POSITION = {"Page": None, "page_link": None, "progress": 1}
 """Where the label stands among the positional arguments, if not first."""
 SILENT = {

@@ -86,18 +86,19 @@ def _header(trace: Trace, *, seconds: float | None) -> None:
 
 def _about(trace: Trace) -> None:
     details, download = st.columns([5, 1])
-    with details.expander("Identity, parameters and outcome"):
-        st.json(
-            {
-                "id": trace.id,
-                "created_at": payload.local_time(trace.created_at, state.zone()),
-                "reference": trace.task.reference,
-                "documents": [document.title for document in trace.task.documents],
-                "model": trace.model.model_dump(),
-                "agent": trace.agent.model_dump(),
-                "outcome": trace.outcome.model_dump(),
-            }
-        )
+    with details, elements.folded("Identity, parameters and outcome", "about_run") as is_open:
+        if is_open:
+            st.json(
+                {
+                    "id": trace.id,
+                    "created_at": payload.local_time(trace.created_at, state.zone()),
+                    "reference": trace.task.reference,
+                    "documents": [document.title for document in trace.task.documents],
+                    "model": trace.model.model_dump(),
+                    "agent": trace.agent.model_dump(),
+                    "outcome": trace.outcome.model_dump(),
+                }
+            )
     download.download_button(
         "Download JSON",
         trace.to_json,
