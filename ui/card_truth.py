@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import streamlit as st
 
+from tracer.store.probe_reports import list_reports
 from tracer.trace.probes import ProbeBaselines, ProbeScore
 from tracer.trace.trace import Step
-from ui import elements, jobs, payload
+from ui import elements, jobs, payload, probing
 from ui.card_reading import explain_parameters
 from ui.evidence import disagreement, flag_sentences, interval, mean_logprob
 from ui.shown import Shown
@@ -31,18 +32,27 @@ def draw_truth(shown: Shown, step: Step) -> None:
         logprob = mean_logprob(evidence.logprobs(step))
         if logprob is not None:
             _baselines(ProbeBaselines(mean_logprob=logprob, min_logprob=min(evidence.logprobs(step))))
-        st.info(
-            "No truth probe scored this step." if evidence.has_truth else "This run was not scored by a truth probe."
-        )
-        jobs.start_button(
-            "Score it",
-            "explain",
-            explain_parameters(shown, [], "all", faithfulness="none", probes=["truth"]),
-            key="card_probe",
-        )
+        _offer(shown)
         return
     for place, score in enumerate(scores):
         _score(shown, score, place)
+
+
+def _offer(shown: Shown) -> None:
+    """A way to a score: with the probes of the run's model, or to these where there are none."""
+    trace = shown.evidence.trace
+    report = probing.report_for(trace, list_reports())
+    if not shown.evidence.has_truth and (report is None or not report.probes):
+        st.info("No truth probe was made for the model of this run yet. Making one takes some minutes, once.")
+        jobs.start_button("Make the truth probes", "probe_train", {"model": trace.model.name}, key="card_train")
+        return
+    st.info(
+        "No truth probe scored this step."
+        if shown.evidence.has_truth
+        else "This run was not scored by a truth probe yet."
+    )
+    parameters = explain_parameters(shown, [], "all", faithfulness="none", probes=["truth"])
+    jobs.start_button("Score it", "explain", parameters, key="card_probe")
 
 
 def _score(shown: Shown, score: ProbeScore, place: int) -> None:

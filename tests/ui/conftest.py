@@ -13,7 +13,8 @@ from tracer.store import Store
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    """The empty store that the app shows."""
+    """The empty store that the app shows; no model has probes."""
+    monkeypatch.setenv("TRACER_PROBES", str(tmp_path / "probes"))
     location = tmp_path / "runs.db"
     monkeypatch.setenv("TRACER_STORE", str(location))
     with Store(location) as opened:

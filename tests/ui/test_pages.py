@@ -369,8 +369,8 @@ def test_a_run_that_was_not_explained_offers_it(store: Store) -> None:
     store.import_trace(trace)
     at = trace_page(run=trace.id, step="s3")
     assert any("not explained yet" in found.value for found in at.info)
-    assert any("not scored by a truth probe" in found.value for found in at.info)
-    assert button(at, "Explain") and button(at, "Score it")
+    assert any("No truth probe was made" in found.value for found in at.info)
+    assert button(at, "Explain") and button(at, "Make the truth probes")
     assert at.multiselect(key="explain_methods").value == ["at2", "two_hop"]
     assert button(at, "Explain this run")
 

@@ -16,12 +16,6 @@ from tracer.trace.probe_report import ProbeReport
 from ui import probing, state
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty folder of probes."""
-    monkeypatch.setenv("TRACER_PROBES", str(tmp_path / "probes"))
-
-
 def labels(at: AppTest) -> set[str]:
     """What buttons say."""
     return {button.label for button in at.button}
@@ -50,6 +44,19 @@ def test_an_unscored_run_offers_to_score_it(store: Store) -> None:
     at = open_page(state.PROBES_PAGE, run=trace.id)
     assert any("not scored yet" in item.value for item in at.info)
     assert "Score the steps" in labels(at)
+
+
+def test_the_evidence_card_offers_what_is_missing(store: Store) -> None:
+    trace = samples.cot()
+    trace.model.name = "demo"
+    store.import_trace(trace)
+    at = open_page(state.TRACE_PAGE, run=trace.id, step="s3")
+    assert any("No truth probe was made for the model" in item.value for item in at.info)
+    assert "Make the truth probes" in labels(at) and "Score it" not in labels(at)
+    keep(ProbeReport(probes=(probe(0.75),)))
+    at = open_page(state.TRACE_PAGE, run=trace.id, step="s3")
+    assert any("not scored by a truth probe yet" in item.value for item in at.info)
+    assert "Score it" in labels(at) and "Make the truth probes" not in labels(at)
 
 
 def test_scores_of_whole_steps_stand_beside_their_baselines(store: Store) -> None:
