@@ -114,6 +114,10 @@ def test_features_are_those_of_an_eager_pass(replica: Replica, folder: Path) -> 
     assert found.labels.tolist() == [item.label for item in examples]
     assert ((found.baselines["p_true"] > 0) & (found.baselines["p_true"] < 1)).all()
     assert found.operations.sum(1).tolist() == [1.0] * len(examples)
+    brief = step_features(replica, examples, whole=False)
+    assert set(brief.baselines) == {"answer_logprob", "length", "position"}
+    assert brief.baselines["answer_logprob"] == pytest.approx(found.baselines["answer_logprob"], abs=1e-5)
+    assert np.allclose(brief.hidden["last"], found.hidden["last"], atol=1e-5)
     some = found.take([3, 0])
     assert some.examples == (examples[3], examples[0])
     assert np.array_equal(some.hidden["last"], found.hidden["last"][[3, 0]])

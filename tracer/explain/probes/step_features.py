@@ -23,8 +23,9 @@ from tracer.replay.model import Replica
 from tracer.replay.tree import Ids, build_tree
 from tracer.trace.segments import Piece, Tokenizer
 
-BATCH_TOKENS = 16_384
-"""Tokens of sequences that are laid out in one tree."""
+BATCH_TOKENS = 65_536
+"""Tokens of sequences that are laid out in one tree, which holds about an eighth of them; larger ones make fuller
+passes."""
 LOGPROBS = ("answer_logprob", "mean_logprob", "min_logprob")
 """Baselines that are log-probabilities: of the result's tokens, of all of the step's, and the least of these."""
 _ASKED = "Solve the problem step by step. Write each step on a line of its own and nothing else.\n\n"
@@ -89,6 +90,7 @@ def step_features(
     examples: Sequence[StepExample],
     *,
     layers: Sequence[int] | None = None,
+    whole: bool = True,
     ask: bool = False,
     progress: Progress | None = None,
     cancel: threading.Event | None = None,
@@ -99,6 +101,8 @@ def step_features(
         replica: The model, with its tokenizer.
         examples: The steps; what they share is computed once.
         layers: Which layers; all of them if not given.
+        whole: Whether to score all tokens of a step, or those of its result alone, which is a quarter less work: of
+            what needs no probe only ``answer_logprob``, ``length`` and ``position`` are known then.
         ask: Whether to ask the model too whether each step is true.
         progress: Told steps done and their total.
         cancel: Ends the work between two passes.
@@ -117,7 +121,8 @@ def step_features(
     hidden = {
         position: np.empty((len(examples), len(wanted), replica.width), dtype=np.float32) for position in POSITIONS
     }
-    rows: dict[str, Floats] = {name: np.empty(len(examples)) for name in (*LOGPROBS, "entropy")}
+    scored = (*LOGPROBS, "entropy") if whole else LOGPROBS[:1]
+    rows: dict[str, Floats] = {name: np.empty(len(examples)) for name in scored}
     done = 0
     for group in batches([len(layout.token_ids) for layout in layouts], at_once=BATCH_TOKENS):
         check_cancel(cancel)
@@ -125,7 +130,8 @@ def step_features(
         done += len(group)
         if progress is not None:
             progress(done, len(examples))
-    rows["entropy"] *= -1.0
+    if whole:
+        rows["entropy"] *= -1.0
     rows["length"] = -np.array([float(layout.step[1] - layout.step[0]) for layout in layouts])
     rows["position"] = -np.array([float(example.position) for example in examples])
     if ask:
@@ -201,7 +207,8 @@ def _read(
         for sequence, layout in zip(tree.sequences, own, strict=True)
     ]
     unique, where = np.unique(np.array(places), return_inverse=True)
-    spans = [slice(layout.step[0], layout.step[1]) for layout in own]
+    whole = "entropy" in rows
+    spans = [slice(*(layout.step if whole else layout.result)) for layout in own]
     before = [sequence[span.start - 1 : span.stop - 1] for sequence, span in zip(tree.sequences, spans, strict=True)]
     tokens = [tree.token_ids[sequence[span]] for sequence, span in zip(tree.sequences, spans, strict=True)]
     wanted = Wanted(
@@ -213,14 +220,14 @@ def _read(
         mine = where[number * len(own) : (number + 1) * len(own)]
         hidden[position][list(group)] = states[:, mine].transpose(1, 0, 2)
     start = 0
-    for number, layout in zip(group, own, strict=True):
-        stop = start + layout.step[1] - layout.step[0]
+    for number, layout, span in zip(group, own, spans, strict=True):
+        stop = start + span.stop - span.start
         logprobs = found.logprobs[start:stop]
-        result = slice(layout.result[0] - layout.step[0], layout.result[1] - layout.step[0])
-        rows["answer_logprob"][number] = logprobs[result].mean()
-        rows["mean_logprob"][number] = logprobs.mean()
-        rows["min_logprob"][number] = logprobs.min()
-        rows["entropy"][number] = found.entropy[start:stop].mean()
+        rows["answer_logprob"][number] = logprobs[layout.result[0] - span.start : layout.result[1] - span.start].mean()
+        if whole:
+            rows["mean_logprob"][number] = logprobs.mean()
+            rows["min_logprob"][number] = logprobs.min()
+            rows["entropy"][number] = found.entropy[start:stop].mean()
         start = stop
 
 

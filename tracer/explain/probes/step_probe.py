@@ -29,8 +29,8 @@ from tracer.replay.model import Replica, identity_of
 from tracer.trace.probe_report import HeldOut
 
 KIND = "logistic_l2"
-PROBLEMS = 80
-"""Problems to learn from, three to five steps each; about a minute of work for the demo model."""
+PROBLEMS = 48
+"""Problems to learn from, three to five steps each; three quarters of a minute of work for the demo model."""
 TEST_PROBLEMS = 40
 """Problems to judge by when a probe is made."""
 NORMALISATION: Normalisation = "rms"
@@ -82,7 +82,7 @@ def train_step_probe(
         progress("letting the model solve problems", 0, 0)
     learnt = _hard(replica, chains(problems, seed=seed), seed, cancel)
     report = staged("reading right and wrong steps", progress)
-    features = step_features(replica, learnt, progress=report, cancel=cancel)
+    features = step_features(replica, learnt, whole=False, progress=report, cancel=cancel)
     choice = _choose(features, seed, progress, cancel)
     examples = _examples(features, choice.position, choice.layer)
     probe = fit(KIND, examples, seed=seed).rescaled(examples.values)
