@@ -23,7 +23,7 @@ from tracer.replay.model import Replica
 from tracer.replay.tree import Ids, build_tree
 from tracer.trace.segments import Piece, Tokenizer
 
-BATCH_TOKENS = 65_536
+BATCH_TOKENS = 32_768
 """Tokens of sequences that are laid out in one tree, which holds about an eighth of them; larger ones make fuller
 passes."""
 LOGPROBS = ("answer_logprob", "mean_logprob", "min_logprob")
