@@ -165,12 +165,9 @@ def evaluate(
     chosen = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
     _check_kinds(chosen)
     sections = _chosen(only, SECTIONS, "section")
-    if only is None and mistakes is None and not MISTAKES.is_dir():
+    lacking = only is None and mistakes is None and not MISTAKES.is_dir()
+    if lacking:
         sections = [name for name in sections if name != "mistakes"]
-        if not as_json:
-            err.print(
-                f"no chains with known mistakes in {MISTAKES}: that section is left out; --mistakes names a folder"
-            )
     sizes = Sizes(
         per_topic=per_topic or EVALUATED_PER_TOPIC,
         repeats=repeats,
@@ -180,6 +177,11 @@ def evaluate(
     with stop_on_signal() as cancel, stages() as bar:
         bench = _workbench(model, data, dtype, prefix, normalisation, seed, None if as_json else bar, cancel)
         bench.statements(sizes.per_topic)
+        # Behind what checks the input: bad input is answered by one line.
+        if lacking and not as_json:
+            err.print(
+                f"no chains with known mistakes in {MISTAKES}: that section is left out; --mistakes names a folder"
+            )
         found = bench.evaluate(
             sections, methods=chosen, layer=layer, sizes=sizes, mistakes=mistakes or MISTAKES, ask=ask
         )
