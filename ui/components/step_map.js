@@ -172,7 +172,9 @@ function find(place, text) {
     place.query = query;
     place.hits = null;
     clearTimeout(place.typing);
-    if (query && place.data.shortened) place.typing = setTimeout(() => place.send("find", query), PAUSE);
+    // What was looked for last is known already, and would not be told again.
+    const known = hearFound(place, newsOf(place));
+    if (query && place.data.shortened && !known) place.typing = setTimeout(() => place.send("find", query), PAUSE);
   }
   rebuild(place);
   if (!place.query) reveal(place, place.active);
