@@ -284,6 +284,21 @@ def test_methods_are_compared_over_runs(run: Run, home: Path, families: Families
     assert all(row["targets"] == 1 and row["lds"]["low"] <= row["lds"]["high"] for row in table if row["lds"])
 
 
+def test_what_is_known_is_shown_when_a_later_run_cannot_be_replayed(
+    run: Run, home: Path, trace: Trace, families: Families
+) -> None:
+    other = trace.model_copy(deep=True, update={"id": "run-2"})
+    other.model.name = str(perturbed(Path(trace.model.name), home / "others"))
+    other.save(home / "other.json")
+    done = run("faithfulness", "run-1", str(home / "other.json"), "--methods", "near")
+    assert done.code == 1
+    assert "1 of the 2 runs are not in the store" in done.err and "`tracer import FILE` first keeps it" in done.err
+    assert "does not behave like" in done.err and "Traceback" not in done.err
+    title, header, *_ = done.out.splitlines()
+    assert title == "the first 1 of 2 runs:"
+    assert header.split()[:2] == ["method", "LDS"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

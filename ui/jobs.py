@@ -113,7 +113,8 @@ def headline(job: Job) -> str:
 def _amount(job: Job) -> str:
     if job.unit == "bytes":
         return f"{job.done / 1e6:,.0f} of {job.total / 1e6:,.0f} MB"
-    return f"{job.done:,.0f} of {job.total:,.0f} {payload.one_line(job.unit, limit=20)}".rstrip()
+    # A unit in work counts once it is done.
+    return f"{int(job.done):,} of {job.total:,.0f} {payload.one_line(job.unit, limit=20)}".rstrip()
 
 
 def _stop(job: Job, key: str) -> None:

@@ -11,6 +11,7 @@ import torch
 from platformdirs import user_cache_dir
 
 from tests.bench.report import Row
+from tracer.explain.estimate import Estimate
 from tracer.explain.leaderboard import CHANCE, DEFAULT_FIELD, Board, Standing, leaderboard
 from tracer.explain.methods import DEFAULT_METHODS
 from tracer.replay.model import Replica
@@ -73,11 +74,15 @@ def _rows(board: Board, where: str) -> Iterator[Row]:
             None,
             "higher",
             "rank correlation",
-            (round(item.lds.low, 4), round(item.lds.high, 4)),
+            _ends(item.lds),
             item.targets,
             f"{label} (z {item.z:.1f}); {item.passes:.1f} forward passes, {item.seconds:.1f} s a target; 95 % interval "
             "over traces",
         )
+
+
+def _ends(found: Estimate) -> tuple[float, float]:
+    return round(found.mean if found.low is None else found.low, 4), round(found.high or found.mean, 4)
 
 
 def _default_row(board: Board) -> Row:

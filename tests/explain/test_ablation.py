@@ -18,6 +18,7 @@ from tests.explain.needle import needle_model, needle_trace
 from tests.explain.planted import random_ids, small_trace
 from tests.tiny_models import FAMILIES, tiny_model
 from tracer.errors import InputError
+from tracer.explain.attribution import ablation
 from tracer.explain.attribution.ablation import random_masks, run
 from tracer.explain.attribution.lasso import fit_lasso
 from tracer.explain.base import Context, Finding
@@ -171,9 +172,21 @@ def test_the_solver_equals_scikit_learn(seed: int, columns: int, rows: int, pena
 
 
 def test_logit_is_exact_near_one() -> None:
-    assert logit(np.array([-1e-12])) == pytest.approx([-math.log(1e-12)], rel=1e-9)
+    assert logit(np.array([-1e-5])) == pytest.approx([math.log(1e5 - 0.5)], rel=1e-9)
     assert logit(np.log(np.array([0.25, 0.5]))) == pytest.approx([math.log(1 / 3), 0.0], abs=1e-12)
     assert np.isfinite(logit(np.array([0.0, -800.0]))).all()
+
+
+def test_a_target_that_rounds_to_certain_does_not_outweigh_all_others() -> None:
+    assert logit(np.array([0.0, 1e-6, -1e-300])).tolist() == pytest.approx([math.log(2**19)] * 3, abs=1e-5)
+    generator = np.random.default_rng(0)
+    masks = generator.random((64, 6)) < 0.5
+    exact = masks @ np.array([6.0, 4.0, 0, 0, 0, 0]) + 2.0
+    # Float32 logits of about 20 can only tell log p apart in steps of 2^-19.
+    logprobs = np.round(-np.log1p(np.exp(-exact)) * 2**19) / 2**19
+    found, _ = fit_lasso(masks.astype(float), logit(logprobs), penalty=0.0)
+    assert found[:2] == pytest.approx([6, 4], abs=0.5)
+    assert np.abs(found[2:]).max() < 0.5
 
 
 @pytest.mark.parametrize("kind", ["delete", "mask"])
@@ -201,6 +214,61 @@ def test_contextcite_is_reproducible_and_says_how_well_it_fits() -> None:
     other = find(Context(replica, recorded, seed=2), target, "contextcite", ablations=24)
     assert first.scores.tolist() != other.scores.tolist()
     assert 0 < float(str(first.details["fit_r2"])) <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("leave_one_out", {}), ("contextcite", {}), ("shapley", {"orders": 3})]
+)
+def test_progress_moves_inside_a_target_and_only_grows(
+    name: str, parameters: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ablation, "EXACT_SHAPLEY", 2)
+    monkeypatch.setattr("tracer.explain.removal._AT_ONCE", 60)
+    told: list[tuple[float, int]] = []
+    recorded = Recorded(TRACE)
+    targets = recorded.targets[:3]
+    context = Context(Replica(tiny_model("llama")), recorded, progress=lambda done, total: told.append((done, total)))
+    list(run(context, [request(name, parameters)], targets))
+    done = [amount for amount, _ in told]
+    assert {total for _, total in told} == {len(targets)}
+    assert done == sorted(done) and done[-1] == len(targets)
+    for number in range(len(targets)):
+        assert sum(number < amount < number + 1 for amount in done) >= 2
+
+
+def test_all_orders_of_sampled_shapley_values_are_one_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ablation, "EXACT_SHAPLEY", 2)
+    recorded = Recorded(TRACE)
+    context = Context(Replica(tiny_model("llama")), recorded)
+    found = find(context, recorded.targets[2], "shapley", orders=50)
+    # Fifty orders of four sources come by each of the sixteen masks.
+    every = Context(context.replica, recorded)
+    masks = np.array(list(itertools.product([False, True], repeat=4)))
+    Removal(every, recorded.targets[2]).values(masks)
+    assert context.cost.forward_tokens == every.cost.forward_tokens
+    assert found.details["masks"] == 16
+
+
+@pytest.mark.parametrize("name", ["leave_one_out", "contextcite", "shapley"])
+def test_what_is_not_measured_is_not_claimed(name: str) -> None:
+    recorded = Recorded(TRACE)
+    context = Context(Replica(tiny_model("llama")), recorded, target_function="contrast", foil=5)
+    with pytest.raises(InputError, match="takes no other target function"):
+        find(context, recorded.targets[2], name)
+
+
+def test_masks_that_begin_alike_share_a_tree_in_whichever_order_they_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = Recorded(TRACE)
+    masks = np.array(list(itertools.product([False, True], repeat=4)))
+    monkeypatch.setattr("tracer.explain.removal._AT_ONCE", 150)
+    tokens, values = [], []
+    for order in (np.arange(16), np.random.default_rng(1).permutation(16)):
+        context = Context(Replica(tiny_model("llama")), recorded)
+        found = Removal(context, recorded.targets[2]).values(masks[order])
+        tokens.append(context.cost.forward_tokens)
+        values.append(found[np.argsort(order)])
+    assert tokens[0] == tokens[1]
+    np.testing.assert_allclose(values[0], values[1], atol=1e-5)
 
 
 def test_a_target_that_read_nothing_of_the_kinds_asked_for() -> None:

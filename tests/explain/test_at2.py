@@ -357,7 +357,7 @@ def test_checked_files_hold_what_was_written(tmp_path: Path) -> None:
 
 
 def test_a_fit_on_runs_says_what_it_is_worth(runs: list[Trace], tiny: Replica, tmp_path: Path) -> None:
-    seen: list[tuple[str, int, int]] = []
+    seen: list[tuple[object, ...]] = []
     values, about = fit_runs(
         runs,
         tiny,

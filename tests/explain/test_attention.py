@@ -231,7 +231,7 @@ def test_bad_parameters_are_refused_before_the_replay(name: str, parameters: dic
 
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_progress_only_grows_and_reaches_its_total(low_memory: bool) -> None:
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[float, int]] = []
     context = Context(
         Replica(tiny_model("llama")),
         Recorded(TRACE),
@@ -247,7 +247,7 @@ def test_cancel_stops_between_layers() -> None:
     cancel = threading.Event()
     context = Context(Replica(tiny_model("llama")), Recorded(TRACE), cancel=cancel)
 
-    def stop_after_the_replay(done: int, total: int) -> None:
+    def stop_after_the_replay(done: float, total: int) -> None:
         if done > total // 2:
             cancel.set()
 

@@ -16,15 +16,8 @@ from tests.engines.test_local import write_tokenizer
 from tests.explain.needle import needle_model, needle_trace
 from tracer.engines.tokenizer import load_tokenizer
 from tracer.errors import InputError, TraceFormatError, UnknownNameError
-from tracer.explain.citations import (
-    Citation,
-    CitedAnswer,
-    Rule,
-    Unit,
-    cited_answer,
-    joint_references,
-    shared_threshold,
-)
+from tracer.explain.citations import Unit, cited_answer, joint_references, shared_threshold
+from tracer.explain.cited import Citation, CitedAnswer, Rule
 from tracer.explain.service import explain
 from tracer.replay.model import Replica
 from tracer.trace.explanation import Explanation, ExplanationSource
@@ -185,6 +178,11 @@ def test_titles_of_what_has_none() -> None:
     sources = [*explanation.sources[:2], explanation.sources[2].model_copy(update={"step_id": None})]
     found = cited_answer(trace, explanation.model_copy(update={"sources": sources}), "a")
     assert [item.title for item in found.references] == ["About Rome.", "Lima", ""]
+
+
+def test_the_end_of_an_answer_is_not_what_the_context_changed() -> None:
+    found = cited_answer(*made([("Rome", (1.0, 0.0, 0.0)), ("", None)], kl=[0.01, 7.0]), "a")
+    assert found.changed == 0.01
 
 
 def test_little_changed_tokens_can_be_left_out() -> None:

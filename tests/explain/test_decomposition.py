@@ -349,6 +349,23 @@ def test_hops_go_through_steps_of_earlier_calls_but_not_through_other_branches()
             assert left == pytest.approx(arrived, abs=1e-5)
 
 
+def test_what_branches_wrote_alike_is_handed_on_once() -> None:
+    """Samples that begin with the same steps have them in one place of the tree."""
+    alike = random_ids(8, seed=5)
+    samples = [[*alike, *random_ids(4, seed=60 + number)] for number in range(3)]
+    trace = small_trace([random_ids(14, seed=1)], [samples], steps=3)
+    alone = small_trace([random_ids(14, seed=1)], [samples[:1]], steps=3)
+    context, single = (Context(Replica(tiny_model("llama")), Recorded(item)) for item in (trace, alone))
+    found = findings(context, "span", hops=2)
+    for item in found:
+        assert item.scores.sum() == pytest.approx(1, abs=1e-5)
+        assert sum(item.details["handed_on"]) <= 2  # type: ignore[arg-type]
+    expected = {item.target.step_id: item.scores for item in findings(single, "span", hops=2)}
+    for item in found:
+        if item.target.step_id in expected:
+            assert item.scores == pytest.approx(expected[item.target.step_id], abs=1e-6)
+
+
 def test_one_pass_serves_all_methods_and_steps() -> None:
     recorded = Recorded(TRACE)
     context = Context(Replica(tiny_model("llama")), recorded)
@@ -397,7 +414,7 @@ def test_bad_hops_are_refused_before_the_replay(hops: object) -> None:
 
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_progress_only_grows_and_reaches_its_total(low_memory: bool) -> None:
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[float, int]] = []
     context = Context(
         Replica(tiny_model("llama")),
         Recorded(TRACE),
@@ -413,7 +430,7 @@ def test_cancel_stops_between_layers() -> None:
     cancel = threading.Event()
     context = Context(Replica(tiny_model("llama")), Recorded(TRACE), cancel=cancel)
 
-    def stop_after_the_replay(done: int, total: int) -> None:
+    def stop_after_the_replay(done: float, total: int) -> None:
         if done > total // 2:
             cancel.set()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -12,10 +13,15 @@ from scipy import stats
 
 from tests.explain.needle import needle_model, needle_trace
 from tracer.errors import TraceFormatError
+from tracer.explain.attribution.ablation import random_masks
 from tracer.explain.base import Context
 from tracer.explain.faithfulness import (
     HELD_OUT,
+    RANDOM_ORDERS,
+    AgainstRandom,
     Faithfulness,
+    _chance,
+    _one_in_twenty,
     against_random,
     agreement,
     heldout_masks,
@@ -126,6 +132,79 @@ def test_the_true_attribution_is_better_than_random_and_a_random_one_is_not() ->
     # One in twenty would be chance; three of twenty still is (p = .08 for more).
     assert sum(against_random(own).better for own in chance) <= 3
     assert abs(float(np.mean([against_random(own).z for own in chance]))) < 0.7
+
+
+@pytest.mark.parametrize("freedom", [5, 8, 20, 100, 1e9])
+def test_the_threshold_is_that_of_students_distribution(freedom: float) -> None:
+    assert _one_in_twenty(freedom) == pytest.approx(stats.t.ppf(0.95, freedom), abs=1e-3)
+
+
+def measured(gap: float, *, spread: float = 1.0) -> Faithfulness:
+    return Faithfulness(8, None, 0.0, 1, 0.0, 0.0, 0.0, gap, 0.0, spread)
+
+
+def test_targets_are_pooled_by_the_variance_of_their_sums() -> None:
+    # Two targets, six drawn orders each: z = (2 + 1) / sqrt(2 * 7/6), ten degrees of freedom.
+    found = against_random([measured(2.0), measured(1.0)])
+    assert found.z == pytest.approx(3 / np.sqrt(7 / 3))
+    assert found.better is bool(found.z > stats.t.ppf(0.95, 10))
+    # One target against six orders: five degrees of freedom.
+    limit = stats.t.ppf(0.95, 5) * np.sqrt(7 / 6)
+    assert [against_random([measured(limit + by)]).better for by in (-0.01, 0.01)] == [False, True]
+    assert against_random([measured(1.0, spread=0.0)]) == AgainstRandom(0.0, better=False)
+
+
+@pytest.mark.parametrize("spot", [0, 2, 5])
+def test_a_random_method_is_better_than_random_in_one_case_of_twenty_where_targets_are_alike(spot: int) -> None:
+    """One source matters and stands in the same place in every target: what orders have in common must not add up."""
+    units, targets, games = 8, 25, 200
+    generator = np.random.default_rng(spot)
+    better = 0
+    for _ in range(games):
+        # Areas of a target that only asks whether one source is there, by the place of that source in an order.
+        def gap(order: np.ndarray) -> float:
+            return float(2 * np.flatnonzero(order == spot)[0] / units - 1)
+
+        items: list[Faithfulness] = []
+        for target in range(targets):
+            orders = _chance(units, RANDOM_ORDERS, seed=int(generator.integers(1 << 62)) + target)
+            random = [gap(order) for order in orders]
+            items.append(
+                Faithfulness(
+                    units, None, 0.0, 1, 0.0, 0.0, 0.0, gap(generator.permutation(units)), float(np.mean(random)),
+                    float(np.std(random, ddof=1)),
+                )
+            )  # fmt: skip
+        better += against_random(items).better
+    # Binomial(200, .05) is above 22 in less than one case of a thousand.
+    assert better <= 22
+
+
+@given(st.lists(st.floats(-5, 5), min_size=6, max_size=6, unique=True))
+def test_the_best_of_six_orders_proves_nothing(gaps: list[float]) -> None:
+    own, spread = max(gaps), float(np.std(gaps, ddof=1))
+    item = Faithfulness(3, None, 0.0, 1, 0.0, 0.0, 0.0, own, float(np.mean(gaps)), spread)
+    assert not against_random([item]).better
+
+
+def test_held_out_masks_are_none_that_were_fitted_on_while_there_are_others() -> None:
+    for units in (8, 14):
+        fitted = random_masks(64, units, seed=3)
+        masks = heldout_masks(HELD_OUT, units, seed=3, fitted=fitted)
+        assert masks.shape == (HELD_OUT, units)
+        assert not {mask.tobytes() for mask in masks} & {mask.tobytes() for mask in fitted}
+    every = np.array(list(itertools.product([False, True], repeat=3)))
+    assert len(np.unique(heldout_masks(HELD_OUT, 3, seed=0, fitted=every), axis=0)) > 4
+
+
+def test_scores_that_are_all_alike_rank_nothing() -> None:
+    item = removal()
+    alike = np.ones(len(item.context.recorded.sources))
+    found = [measure(item, {"alike": alike}, seed=seed)["alike"] for seed in range(24)]
+    assert all(own.lds is None for own in found)
+    # Whether the needle goes first is up to chance, one case of six, not to its place in the prompt.
+    first = sum(own.top_k_drop > 1 for own in found)
+    assert 1 <= first <= 10
 
 
 def test_one_target_with_few_sources_proves_nothing() -> None:

@@ -119,7 +119,7 @@ def test_a_bad_limit_is_refused(value: object) -> None:
 
 def test_cancel_keeps_what_was_finished_and_progress_counts_flows() -> None:
     cancel = threading.Event()
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[float, int]] = []
     recorded = Recorded(TRACE)
     context = Context(
         Replica(tiny_model("llama")),

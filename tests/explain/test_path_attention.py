@@ -204,10 +204,10 @@ def test_a_target_behind_one_token_has_nothing_before_its_rows() -> None:
 
 def test_progress_counts_samples_and_a_cancel_is_heard() -> None:
     recorded = Recorded(TRACE)
-    told: list[tuple[int, int]] = []
+    told: list[tuple[float, int]] = []
     event = threading.Event()
 
-    def progress(done: int, total: int) -> None:
+    def progress(done: float, total: int) -> None:
         told.append((done, total))
         if done == 3:
             event.set()

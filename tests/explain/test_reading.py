@@ -136,7 +136,7 @@ def test_parameters_out_of_range_are_refused(parameters: dict[str, Any]) -> None
 
 def test_progress_ends_at_its_total_and_a_cancel_is_heard() -> None:
     recorded = Recorded(TRACE)
-    told: list[tuple[int, int]] = []
+    told: list[tuple[float, int]] = []
     context = Context(Replica(tiny_model("phi")), recorded, progress=lambda done, total: told.append((done, total)))
     list(run(context, [request("two_hop")], recorded.targets))
     assert told[-1][0] == told[-1][1] and [done for done, _ in told] == sorted(done for done, _ in told)

@@ -25,7 +25,7 @@ from tracer.errors import (
     UnknownNameError,
 )
 from tracer.explain.base import Context
-from tracer.explain.faithfulness import Faithfulness, against_random
+from tracer.explain.faithfulness import Faithfulness, against_random, measure
 from tracer.explain.removal import Removal
 from tracer.replay.model import Replica
 from tracer.replay.recorded import Recorded
@@ -493,6 +493,23 @@ def test_scores_come_with_what_they_are_worth(trace: Trace, replica: Replica, fa
     assert targets["s6"] == first.to_document()
     with pytest.raises(UnknownNameError, match="did you mean 'answer'"):
         tracer.explain(trace, methods=OWN, replica=replica, faithfulness="answers")  # type: ignore[arg-type]
+
+
+def test_every_target_is_measured_against_random_orders_of_its_own(
+    trace: Trace, replica: Replica, families: Families, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+
+    def watched(*arguments: Any, seed: int, **options: Any) -> dict[str, Faithfulness]:
+        seeds.append(seed)
+        return measure(*arguments, seed=seed, **options)
+
+    monkeypatch.setattr("tracer.explain.service.measure", watched)
+    for seed in (0, 0, 1):
+        tracer.explain(trace, methods=["near"], replica=replica, faithfulness="all", seed=seed)
+    assert len(seeds) == 12
+    assert seeds[:4] == seeds[4:8]
+    assert len(set(seeds)) == 8
 
 
 def test_the_graph_carries_the_influence_between_steps(trace: Trace, replica: Replica, families: Families) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tracer.commands.shared import StoreOption, open_store, open_trace
+from tracer.commands.shared import StoreOption, load_trace, open_store
 from tracer.errors import CancelledError, InputError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def fit(
     from tracer.explain.service import load_replica
 
     with open_store(store) as kept:
-        traces = [open_trace(name, kept, None, quiet=True)[0] for name in dict.fromkeys(runs)]
+        traces = [load_trace(name, kept) for name in dict.fromkeys(runs)]
     if model is None and len(names := sorted({trace.model.name for trace in traces})) > 1:
         raise InputError(f"the runs are of several models ({', '.join(names)}); fit each apart, or name one by --model")
     if out_file is not None and out_file.is_dir():

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from tracer.commands.shared import StoreOption, names_of, open_store, open_trace, parameters_of
+from tracer.commands.shared import StoreOption, names_of, open_store, open_traces, parameters_of
 from tracer.errors import InputError
 
 if TYPE_CHECKING:
-    from tracer.explain.citations import CitedAnswer, Reference, RuleName, Unit
+    from tracer.explain.citations import Unit
+    from tracer.explain.cited import CitedAnswer, Reference, RuleName
     from tracer.explain.service import Trusted
     from tracer.trace.explanation import Explanation
     from tracer.trace.trace import Trace
@@ -62,7 +63,8 @@ def cite(
     computed before, here or by `tracer explain --methods mirage`, is not computed again.
     """
     from tracer.console import stages, stop_on_signal
-    from tracer.explain.citations import Rule, cited_answers, joint_references
+    from tracer.explain.citations import cited_answers, joint_references
+    from tracer.explain.cited import Rule
     from tracer.explain.methods import request
     from tracer.explain.service import explain
 
@@ -72,7 +74,7 @@ def cite(
     parameters = parameters_of(param or [])
     kinds = request(_METHOD, parameters.get(_METHOD)).parameters["kinds"]
     with open_store(store) as runs:
-        trace, kept, arrays = open_trace(trace_name, runs, None, quiet=as_json)
+        (trace,) = open_traces([trace_name], runs, quiet=as_json)
         _check_context(trace, kinds)
         with stop_on_signal() as cancel, stages() as progress:
             report = explain(
@@ -83,8 +85,7 @@ def cite(
                 replica=model,
                 dtype=dtype,
                 parameters=parameters,
-                store=kept,
-                arrays=arrays,
+                store=runs,
                 faithfulness=cast("Trusted", faithfulness),
                 force=force,
                 low_memory=low_memory,

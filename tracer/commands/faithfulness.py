@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tracer.commands.shared import StoreOption, names_of, open_store, open_trace, parameters_of
-from tracer.errors import InputError
+from tracer.commands.shared import StoreOption, names_of, open_store, open_traces, parameters_of
+from tracer.errors import InputError, TracerError
 
 if TYPE_CHECKING:
-    from tracer.explain.leaderboard import Estimate, Standing
+    from tracer.explain.estimate import Estimate
+    from tracer.explain.leaderboard import Board, Standing
 
 
 def faithfulness(
@@ -37,8 +40,8 @@ def faithfulness(
     """Compare methods by how well their scores foretell what taking sources away does.
 
     Each method runs on each run; then sources are removed, by its ranking and at random, and the model is asked what
-    that changes. Means come with 95 % intervals over runs. What was computed before is not computed again; Ctrl-C keeps
-    what is finished.
+    that changes. Means come with 95 % intervals over runs. Expect a minute or more for each run. What was computed
+    before is not computed again; Ctrl-C shows what is known by then, and keeps it for runs that are stored.
     """
     from tracer.console import stages, stop_on_signal
     from tracer.explain.leaderboard import DEFAULT_FIELD, leaderboard
@@ -46,10 +49,11 @@ def faithfulness(
     if targets not in ("answer", "all"):
         raise InputError(f"--targets is {targets!r}; several runs have only answer and all in common")
     with open_store(store) as kept:
-        opened = [open_trace(name, kept, None, quiet=as_json) for name in dict.fromkeys(runs)]
-        with stop_on_signal() as cancel, stages() as progress:
+        traces = open_traces(runs, kept, quiet=as_json)
+        so_far: list[Board] = []
+        with stop_on_signal() as cancel, stages() as progress, _shown_if_it_fails(so_far, len(traces), quiet=as_json):
             board = leaderboard(
-                [trace for trace, _, _ in opened],
+                traces,
                 methods=DEFAULT_FIELD if methods is None else names_of(methods),
                 parameters=parameters_of(param or []),
                 targets=targets,
@@ -58,12 +62,27 @@ def faithfulness(
                 seed=seed,
                 store=kept,
                 progress=None if as_json else progress,
+                interim=so_far.append,
                 cancel=cancel,
             )
     if as_json:
         sys.stdout.write(json.dumps([item.to_document() for item in board.standings]) + "\n")
     else:
         print_board(board.standings)
+
+
+@contextmanager
+def _shown_if_it_fails(so_far: list[Board], total: int, *, quiet: bool) -> Iterator[None]:
+    """Print the table of the runs that were finished before the work was stopped or failed."""
+    from tracer.console import out
+
+    try:
+        yield
+    except TracerError:
+        if so_far and not quiet:
+            out.print(f"the first {len(so_far[-1].traces)} of {total} runs:")
+            print_board(so_far[-1].standings)
+        raise
 
 
 def print_board(standings: list[Standing]) -> None:
@@ -73,13 +92,15 @@ def print_board(standings: list[Standing]) -> None:
 
     from tracer.console import one_line, out
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for name in ("method", "LDS", "top-k drop", "deletion", "insertion", "z", "agrees", "passes", "s", "LDS/pass"):
-        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+        # A narrow terminal breaks between a mean and its interval; nothing is cut off.
+        table.add_column(name, justify="left" if name == "method" else "right", overflow="fold")
     for item in standings:
         style = "" if item.better_than_random else "yellow"
-        cells = [_cell(item.lds), _cell(item.top_k_drop), _cell(item.deletion), _cell(item.insertion), f"{item.z:.1f}"]
-        cells += [_cell(item.agreement), f"{item.passes:.1f}", f"{item.seconds:.1f}"]
+        cells = [_cell(item.lds, 2)]
+        cells += [_cell(nats, 1) for nats in (item.top_k_drop, item.deletion, item.insertion)]
+        cells += [f"{item.z:.1f}", _cell(item.agreement, 2), f"{item.passes:.1f}", f"{item.seconds:.1f}"]
         per_pass = item.lds_per_pass
         cells.append("-" if per_pass is None else f"{per_pass:.2f}")
         table.add_row(*(Text(cell, style=style) for cell in [item.method, *cells]))
@@ -88,7 +109,7 @@ def print_board(standings: list[Standing]) -> None:
         Text(
             "LDS: rank correlation of predicted and measured effects of random removals. Drop, deletion, insertion: "
             "nats, the last two against random orders. z: curves above random, all targets. Passes: time of a target "
-            "in plain forward passes.",
+            "in plain forward passes. In brackets: 95 % intervals over runs.",
             style="dim",
         )
     )
@@ -101,7 +122,10 @@ def print_board(standings: list[Standing]) -> None:
             out.print(f"{item.method} could not explain {where}: {reason}", markup=False, soft_wrap=True)
 
 
-def _cell(estimate: Estimate | None) -> str:
+def _cell(estimate: Estimate | None, digits: int) -> str:
     if estimate is None:
         return "-"
-    return f"{estimate.mean:+.2f} [{estimate.low:+.2f}, {estimate.high:+.2f}]"
+    mean = f"{estimate.mean:.{digits}f}"
+    if estimate.low is None or estimate.high is None:
+        return mean
+    return f"{mean} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"

@@ -15,7 +15,7 @@ from tracer.trace.trace import Step
 
 if TYPE_CHECKING:
     from tracer.explain.base import Method
-    from tracer.explain.service import Report
+    from tracer.explain.report import Report
     from tracer.replay.parity import Parity
 
 _BAR = 16

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -67,10 +67,40 @@ def save(trace: Trace, path: Path) -> None:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
 
 
+def load_trace(name: str, runs: Store) -> Trace:
+    """A stored run, or a trace file.
+
+    Raises:
+        InputError: There is no such file.
+        TraceNotFoundError: There is no such run.
+        TraceFormatError: The file is no trace.
+    """
+    from tracer.trace.trace import Trace
+
+    file = _file(name)
+    return runs.load(name) if file is None else Trace.load(file)
+
+
+def open_traces(names: Iterable[str], runs: Store, *, quiet: bool) -> list[Trace]:
+    """Stored runs and trace files for a command that keeps what it finds with stored ones only, and says so.
+
+    Raises:
+        As `load_trace`.
+    """
+    from tracer.console import err
+
+    traces = [load_trace(name, runs) for name in dict.fromkeys(names)]
+    strange = sum(not _is_stored(trace, runs) for trace in traces)
+    if strange and not quiet:
+        which = "this run is" if len(traces) == 1 else f"{strange} of the {len(traces)} runs are"
+        err.print(f"{which} not in the store: what is found is shown and not kept; `tracer import FILE` first keeps it")
+    return traces
+
+
 def open_trace(
     name: str, runs: Store, out_file: Path | None, *, quiet: bool
 ) -> tuple[Trace, Store | None, Arrays | None]:
-    """A stored run or a trace file, and where its explanations and token scores go.
+    """A stored run or a trace file for a command with ``--out``, and where its explanations and token scores go.
 
     Raises:
         InputError: There is no such file, or it cannot be written.
@@ -79,14 +109,12 @@ def open_trace(
     """
     from tracer.console import err
     from tracer.store import Arrays
-    from tracer.trace.trace import Trace
 
     if out_file is not None and out_file.is_dir():
         raise InputError(f"cannot write {out_file}: it is a folder")
-    file = Path(name)
-    if not (file.is_file() or file.suffix == ".json" or len(file.parts) > 1):
-        return runs.load(name), runs, None
-    trace = Trace.load(file)
+    trace, file = load_trace(name, runs), _file(name)
+    if file is None:
+        return trace, runs, None
     if out_file is None:
         if not quiet and not _is_stored(trace, runs):
             err.print("this run is not in the store: what is found is shown and not kept; --out FILE keeps it")
@@ -94,6 +122,11 @@ def open_trace(
     arrays = Arrays.beside(out_file)
     arrays.adopt(Arrays.beside(file), trace.id)
     return trace, None, arrays
+
+
+def _file(name: str) -> Path | None:
+    file = Path(name)
+    return file if file.is_file() or file.suffix == ".json" or len(file.parts) > 1 else None
 
 
 def _is_stored(trace: Trace, runs: Store) -> bool:

@@ -11,7 +11,7 @@ from tracer.console import KIND_STYLES, err, one_line, out
 from tracer.trace.probes import SENTENCES, ProbeBaselines, ProbeScore
 
 if TYPE_CHECKING:
-    from tracer.explain.service import Report
+    from tracer.explain.report import Report
     from tracer.trace.trace import Step
 
 _BAR = 16

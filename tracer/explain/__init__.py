@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tracer.explain.service import Report
+    from tracer.explain.report import Report
 
 
 class _Callable(ModuleType):

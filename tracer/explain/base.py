@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from tracer.replay.recorded import Recorded, Target
 
 TargetFunction = Literal["logprob", "logit", "contrast"]
-Progress = Callable[[int, int], None]
-"""Called with units done and their total."""
+Progress = Callable[[float, int], None]
+"""Called with units done, the one in work by its share, and their total."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +123,10 @@ class Context:
     cancel: threading.Event | None = None
     engine: Engine | None = None
     cost: Cost = field(default_factory=Cost)
+    _done: float = 0.0
+    _total: int = 0
+    _part: tuple[float, float] = (0.0, 1.0)
+    """Where in its unit the work is, and how large the part in work is, both as shares of the unit."""
 
     def check_cancel(self) -> None:
         """Stop where somebody asked for it.
@@ -133,10 +137,27 @@ class Context:
         if self.cancel is not None and self.cancel.is_set():
             raise CancelledError("stopped; what was finished is kept")
 
-    def report(self, done: int, total: int) -> None:
+    def report(self, done: float, total: int) -> None:
         """Tell how far the work is."""
+        self._done, self._total = done, total
         if self.progress is not None:
             self.progress(done, total)
+
+    def inside(self, done: float, total: int) -> None:
+        """Tell how far the part in work is, which `report` has not counted yet."""
+        start, width = self._part
+        if self.progress is not None and self._total:
+            self.progress(min(self._done + start + width * done / total, self._total), self._total)
+
+    @contextmanager
+    def part(self, number: int, count: int) -> Iterator[None]:
+        """Work on one of ``count`` parts of the unit, or of the part, that is in work."""
+        start, width = outer = self._part
+        self._part = (start + width * number / count, width / count)
+        try:
+            yield
+        finally:
+            self._part = outer
 
 
 Family = Callable[[Context, Sequence[Request], "Sequence[Target]"], Iterator[Finding]]

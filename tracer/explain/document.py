@@ -24,6 +24,8 @@ from tracer.trace.explanation import Explanation, ExplanationSource
 from tracer.trace.probes import ProbeScore, probe_scores
 from tracer.trace.trace import Trace
 
+SHARED_WITH = "shared_with"
+"""Key in a cost that names the methods for which the same passes were made."""
 Tokens = dict[str, NDArray[np.float32]]
 """Token scores by step id, each ``(tokens before the target's end,)``."""
 
@@ -141,24 +143,39 @@ class Draft:
         """
         own = dict(self.explanation.faithfulness or {})
         targets = {**cast("dict[str, JsonValue]", own.get("targets") or {}), step_id: found.to_document()}
-        before = cast("dict[str, JsonValue]", own.get("agreement") or {})
-        agreement: dict[str, JsonValue] = {**before, step_id: cast("dict[str, JsonValue]", dict(agrees))}
         pooled = against_random([Faithfulness.from_document(item) for item in targets.values()])
         document: dict[str, JsonValue] = {
             "targets": targets,
-            "agreement": agreement,
+            "agreement": own.get("agreement") or {},
             "z": pooled.z,
             "better_than_random": pooled.better,
             "removal": "delete",
         }
         self.explanation = self.explanation.model_copy(update={"faithfulness": document})
         self.changed = True
+        self.agree(step_id, agrees)
 
-    def finish(self, answers: Sequence[str], cost: Cost) -> None:
-        """Bring up to date what depends on all targets: the influence on the answer through the steps, and the cost."""
+    def agree(self, step_id: str, agrees: Mapping[str, float | None]) -> None:
+        """Take in the rank correlation with the other methods on a target that was measured."""
+        own = dict(self.explanation.faithfulness or {})
+        before = cast("dict[str, JsonValue]", own.get("agreement") or {})
+        known = cast("dict[str, JsonValue]", before.get(step_id) or {})
+        if any(known.get(name, ...) != value for name, value in agrees.items()):
+            own["agreement"] = {**before, step_id: {**known, **agrees}}
+            self.explanation = self.explanation.model_copy(update={"faithfulness": own})
+            self.changed = True
+
+    def finish(self, answers: Sequence[str], cost: Cost, *, beside: Collection[str] = ()) -> None:
+        """Bring up to date what depends on all targets: the influence on the answer through the steps, and the cost.
+
+        Args:
+            answers: Steps of the final answer.
+            cost: Of the passes that were made in this call.
+            beside: Other methods that these passes were made for as well.
+        """
         own = self.explanation
         through = {step: through_steps(own, step) for step in answers if step in own.targets}
-        self.explanation = own.model_copy(update={"through": through, "cost": _sum(self.before, cost)})
+        self.explanation = own.model_copy(update={"through": through, "cost": _sum(self.before, cost, beside)})
 
 
 def _place_in(trace: Trace) -> Callable[[str], tuple[int, int]]:
@@ -172,11 +189,15 @@ def _place_in(trace: Trace) -> Callable[[str], tuple[int, int]]:
     return place
 
 
-def _sum(before: Mapping[str, JsonValue], cost: Cost) -> dict[str, JsonValue]:
+def _sum(before: Mapping[str, JsonValue], cost: Cost, beside: Collection[str] = ()) -> dict[str, JsonValue]:
     total: dict[str, JsonValue] = {}
     for item in fields(cost):
         old, new = before.get(item.name, 0), getattr(cost, item.name)
         total[item.name] = new + old if isinstance(old, int | float) else new
+    shared = before.get(SHARED_WITH)
+    names = {str(name) for name in shared} if isinstance(shared, list) else set()
+    if names := names | set(beside):
+        total[SHARED_WITH] = cast("JsonValue", sorted(names))
     return total
 
 

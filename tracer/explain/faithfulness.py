@@ -30,7 +30,10 @@ HELD_OUT = 24
 """Random masks on which predicted and measured effects are compared."""
 _DECIMALS = 4
 _SEED_OF_MASKS = 7919
-"""Keeps held-out masks apart from those that ContextCite was fitted on with the same seed."""
+"""Keeps held-out masks apart from other draws with the same seed."""
+_SEED_OF_TIES = 104729
+_FEW = 16
+"""Sources below which masks can run out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,16 +147,33 @@ class AgainstRandom:
     better: bool
 
 
-_ONE_IN_TWENTY = 1.644854
-
-
 def against_random(measures: Sequence[Faithfulness]) -> AgainstRandom:
-    """Pool targets: a single one with few sources can never tell a good order from a lucky one."""
+    """Pool targets: a single one with few sources can never tell a good order from a lucky one.
+
+    The spread is known from few random orders, so that sums are held against Student's distribution, with the degrees
+    of freedom of Welch (1947) and Satterthwaite (1946). Targets must have been measured against orders of their own.
+    """
     above = sum(item.gap - item.random_gap for item in measures)
-    # The mean of the random orders is itself uncertain.
-    variance = sum(item.random_spread**2 * (1 + 1 / RANDOM_ORDERS) for item in measures)
-    z = above / math.sqrt(variance) if variance > 0 else 0.0
-    return AgainstRandom(z, z > _ONE_IN_TWENTY)
+    # The mean of the random orders is itself uncertain. Of two or three sources all orders are known; they are so few
+    # that the best of them is no rare one, and what is too careful elsewhere is right there.
+    variances = [item.random_spread**2 * (1 + 1 / RANDOM_ORDERS) for item in measures]
+    if not (total := sum(variances)):
+        return AgainstRandom(0.0, better=False)
+    z = above / math.sqrt(total)
+    freedom = (RANDOM_ORDERS - 1) * total**2 / sum(variance**2 for variance in variances)
+    return AgainstRandom(z, z > _one_in_twenty(freedom))
+
+
+def _one_in_twenty(freedom: float) -> float:
+    """What Student's distribution exceeds in one case of twenty (Abramowitz & Stegun 1964, 26.7.5), to 0.001."""
+    normal = 1.644854
+    powers = [normal**power for power in (1, 3, 5, 7)]
+    terms = (
+        np.dot(powers[:2], (1, 1)) / 4,
+        np.dot(powers[:3], (3, 16, 5)) / 96,
+        np.dot(powers, (-15, 17, 19, 3)) / 384,
+    )
+    return normal + float(sum(term / freedom**order for order, term in enumerate(terms, 1)))
 
 
 def measure(
@@ -165,6 +185,7 @@ def measure(
     points: int = POINTS,
     orders: int = RANDOM_ORDERS,
     k: int | None = None,
+    fitted: Masks | None = None,
 ) -> dict[str, Faithfulness]:
     """Measure several methods on one target; what they ask alike is computed once, and all of it in one tree.
 
@@ -172,20 +193,23 @@ def measure(
         removal: The target and its removable sources.
         scores: For each method the values of all sources of the trace, ``(sources,)``; signed ones rank by their
             signed value, since a source that speaks against the target should go last.
-        seed: For held-out masks and random orders.
+        seed: For held-out masks and random orders; of a target's own, or what chance does to one it does to all.
         held_out: Masks for the linear datamodelling score.
         points: Points of a curve.
         orders: Random orders for the baseline.
         k: Sources to drop at once; a fifth of them, at least one, if not given.
+        fitted: Masks that a method may have been fitted on, ``(masks, units)``.
 
     Returns:
         The measures by method.
     """
     units = len(removal.units)
-    masks = heldout_masks(held_out, units, seed=seed)
+    masks = heldout_masks(held_out, units, seed=seed, fitted=fitted)
     chance = _chance(units, orders, seed)
     own = {name: removal.of_units(values) for name, values in scores.items()}
-    ranked = {name: np.argsort(-values, kind="stable") for name, values in own.items()}
+    # Equal scores say nothing about an order: chance puts it, not the order of the prompt.
+    tied = np.random.default_rng([seed, _SEED_OF_TIES]).permutation(units)
+    ranked = {name: np.lexsort((tied, -values)) for name, values in own.items()}
     most = k or max(1, round(units / 5))
     # One question for everything: the prefix tree of all masks is computed once.
     paths = [path for order in [*ranked.values(), *chance] for path in _paths(order, points)]
@@ -200,7 +224,7 @@ def measure(
         curves = _curves(removal, ranked[name], points)
         found[name] = Faithfulness(
             sources=units,
-            lds=spearman(masks @ values, measured),
+            lds=spearman(masks @ values, measured) if np.ptp(values) > 0 else None,
             top_k_drop=whole - float(removal.values(top[None])[0]),
             k=most,
             deletion=float(np.mean([other.deletion for other in random])) - curves.deletion,
@@ -236,9 +260,27 @@ def _chance(units: int, orders: int, seed: int) -> list[NDArray[np.integer]]:
     return [generator.permutation(units) for _ in range(orders)]
 
 
-def heldout_masks(count: int, units: int, *, seed: int) -> Masks:
-    """Random masks that no method was fitted on, ``(count, units)``."""
-    return np.random.default_rng([seed, _SEED_OF_MASKS]).random((count, units)) < 0.5
+def heldout_masks(count: int, units: int, *, seed: int, fitted: Masks | None = None) -> Masks:
+    """Random masks that no method was fitted on, ``(count, units)``.
+
+    Few sources have few masks: where nearly all were fitted on, as those of five sources are, they are drawn from all.
+
+    Args:
+        count: How many.
+        units: Sources.
+        seed: Makes them reproducible.
+        fitted: Masks to leave out, ``(masks, units)``.
+    """
+    generator = np.random.default_rng([seed, _SEED_OF_MASKS])
+    known = set() if fitted is None else {mask.tobytes() for mask in np.asarray(fitted, dtype=np.bool_)}
+    if units < _FEW and 2**units - len(known) < count:
+        known = set()
+    found: list[NDArray[np.bool_]] = []
+    while len(found) < count:
+        mask = generator.random(units) < 0.5
+        if mask.tobytes() not in known:
+            found.append(mask)
+    return np.stack(found)
 
 
 def agreement(scores: Mapping[str, NDArray[np.floating]]) -> dict[str, dict[str, float | None]]:

@@ -9,18 +9,21 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from pydantic import JsonValue
 
 from tracer.errors import InputError
+from tracer.explain.document import SHARED_WITH
+from tracer.explain.estimate import Estimate, estimate
 from tracer.explain.faithfulness import Faithfulness, against_random
 from tracer.trace.explanation import Explanation
 
 if TYPE_CHECKING:
-    from tracer.explain.service import Progress, Report, Trusted
+    from tracer.explain.report import Progress, Report
+    from tracer.explain.service import Trusted
     from tracer.replay.model import Replica
     from tracer.store import Arrays, Store
     from tracer.trace.trace import Trace
@@ -43,24 +46,6 @@ DEFAULT_FIELD = (
     "contextcite",
 )
 """Methods of every kind that cost no more than some dozens of passes for a target."""
-_DRAWS = 2000
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean with the 95 % interval of a bootstrap over traces, or over targets where there is one trace only.
-
-    Args:
-        mean: Mean over all targets.
-        low: Lower end.
-        high: Upper end.
-        count: How many targets it is the mean of.
-    """
-
-    mean: float
-    low: float
-    high: float
-    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +101,8 @@ class _Entry:
     """What a method did on one trace."""
 
     explanation: Explanation
+    cost: Mapping[str, JsonValue]
+    """Of its own passes; those of the explanation may have been made for other methods too."""
     targets: tuple[str, ...]
     plain_seconds: float
     """Time of a plain forward pass for each target, all targets together."""
@@ -141,6 +128,7 @@ def leaderboard(
     store: Store | None = None,
     arrays: Mapping[str, Arrays] | None = None,
     progress: Progress | None = None,
+    interim: Callable[[Board], None] | None = None,
     cancel: threading.Event | None = None,
 ) -> Board:
     """Run methods on traces, each by itself so that its cost is its own, and measure them all alike.
@@ -158,6 +146,7 @@ def leaderboard(
         store: Keeps the explanations of traces that are in it.
         arrays: By trace id, where token scores go, for traces that are in no store.
         progress: Told how far the work is.
+        interim: Given the board of the runs so far after each but the last, for who stops early or cannot wait.
         cancel: Ends the work between two targets.
 
     Raises:
@@ -168,39 +157,73 @@ def leaderboard(
         StoreError: The results cannot be kept.
     """
     from tracer.explain.arguments import parse_requests
-    from tracer.explain.service import Stage, load_replica
 
     names = list(dict.fromkeys([*methods, CHANCE]))
     given = dict(parameters or {})
     parse_requests(names, given)
+    if not methods:
+        raise InputError("no methods to compare; `tracer methods` lists them")
     if not traces:
         raise InputError("no runs to compare methods on; name some, `tracer list` shows them")
     entries: dict[str, list[_Entry]] = {name: [] for name in names}
     problems: dict[str, dict[str, str]] = {name: {} for name in names}
     explained: list[Trace] = []
-    loaded: dict[str, Replica] = {}
+    replicas = _Replicas(replica, dtype, progress)
+    began = time.monotonic()
     for number, trace in enumerate(traces):
-        if progress is not None:
-            progress(Stage("comparing methods", number, len(traces), "runs"))
-        if replica is None or isinstance(replica, str):
-            name = replica or trace.model.name
-            if name not in loaded:
-                # One at a time: weights are large.
-                loaded.clear()
-                loaded[name] = load_replica(replica, trace, dtype, progress)
-            model = loaded[name]
-        else:
-            model = replica
-        contest = _Contest(model, given, targets, seed, store, (arrays or {}).get(trace.id), progress, cancel)
-        report, found, refused = contest.run(trace, names)
+        own = None if progress is None else _of_run(progress, number, len(traces), time.monotonic() - began)
+        into = (arrays or {}).get(trace.id)
+        report, found, refused = _Contest(replicas.of(trace), given, targets, seed, store, into, own, cancel).run(
+            trace, names
+        )
         explained.append(report)
         for name, entry in found.items():
             entries[name].append(entry)
         for name, reason in refused.items():
             problems[name][trace.id] = reason
+        if interim is not None and found and number + 1 < len(traces):
+            interim(Board(list(explained), _rank(entries, problems, seed)))
     if not any(entries[name] for name in methods):
         raise InputError(next(iter(problems[names[0]].values())))
     return Board(explained, _rank(entries, problems, seed))
+
+
+def _of_run(progress: Progress, done: int, total: int, seconds: float) -> Progress:
+    """Say with every stage which run it is of, and how long the rest takes if it goes on as it did."""
+    from tracer.explain.report import Stage
+
+    left = f", about {_duration(seconds / done * (total - done))} left" if done else ""
+
+    def told(at: object) -> None:
+        stage = f"run {done + 1} of {total}{left}: {getattr(at, 'stage', at)}"
+        progress(Stage(stage, getattr(at, "done", 0), getattr(at, "total", 0), getattr(at, "unit", "")))
+
+    return told
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+@dataclass(slots=True)
+class _Replicas:
+    """The replica of each trace; weights are large, so that one is held at a time."""
+
+    given: Replica | str | None
+    dtype: str
+    progress: Progress | None
+    held: tuple[str, Replica] | None = None
+
+    def of(self, trace: Trace) -> Replica:
+        from tracer.explain.service import load_replica
+
+        if self.given is not None and not isinstance(self.given, str):
+            return self.given
+        name = self.given or trace.model.name
+        if self.held is None or self.held[0] != name:
+            self.held = None
+            self.held = (name, load_replica(self.given, trace, self.dtype, self.progress))
+        return self.held[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +253,10 @@ class _Contest:
             return trace, {}, refused
         report = self._explain(trace, able, "all")
         floor = self._plain_seconds(report)
-        entries = {item.method: _Entry(item, report.targets, floor) for item in report.explanations}
+        entries = {
+            item.method: _Entry(item, self._own_cost(report.trace, item), report.targets, floor)
+            for item in report.explanations
+        }
         return report.trace, entries, refused
 
     def _explain(self, trace: Trace, names: Sequence[str], faithfulness: Trusted) -> Report:
@@ -250,6 +276,14 @@ class _Contest:
             progress=self.progress,
             cancel=self.cancel,
         )
+
+    def _own_cost(self, trace: Trace, item: Explanation) -> Mapping[str, JsonValue]:
+        """What a method costs by itself: passes that it shared with others are made again for it alone."""
+        if SHARED_WITH not in item.cost:
+            return item.cost
+        alone = replace(self, store=None, arrays=None)
+        report = alone._explain(trace.model_copy(update={"explanations": []}), [item.method], "none")
+        return report.explanation(item.method).cost
 
     def _plain_seconds(self, report: Report) -> float:
         """What a plain forward pass over each target's tokens takes, all of them together."""
@@ -281,7 +315,7 @@ def _standing(method: str, entries: Sequence[_Entry], problems: Mapping[str, str
     against = against_random(flat)
     targets = sum(len(entry.explanation.targets) for entry in entries)
     cost = {
-        name: sum(float(cast("float", entry.explanation.cost.get(name, 0.0))) for entry in entries)
+        name: sum(float(cast("float", entry.cost.get(name, 0.0))) for entry in entries)
         for name in ("seconds", "forward_tokens", "backward_passes")
     }
     floor = sum(entry.plain_seconds * len(entry.explanation.targets) / len(entry.targets) for entry in entries)
@@ -306,29 +340,6 @@ def _standing(method: str, entries: Sequence[_Entry], problems: Mapping[str, str
         backward_passes=cost["backward_passes"] / max(targets, 1),
         problems=dict(problems),
     )
-
-
-def estimate(groups: Sequence[Sequence[float]], seed: int = 0) -> Estimate | None:
-    """The mean of all values, with the interval of a bootstrap over groups.
-
-    Args:
-        groups: Values by trace.
-        seed: Of the bootstrap.
-
-    Returns:
-        The estimate; ``None`` without any value.
-    """
-    groups = [list(group) for group in groups if group]
-    if not groups:
-        return None
-    if len(groups) == 1:
-        groups = [[value] for value in groups[0]]
-    sums = np.array([sum(group) for group in groups])
-    sizes = np.array([len(group) for group in groups])
-    drawn = np.random.default_rng(seed).integers(len(groups), size=(_DRAWS, len(groups)))
-    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate(float(sums.sum() / sizes.sum()), float(low), float(high), int(sizes.sum()))
 
 
 def _known(entry: _Entry) -> list[str]:

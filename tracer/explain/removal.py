@@ -23,6 +23,8 @@ from tracer.replay.tree import Ids, PrefixTree, build_tree
 
 Kind = Literal["delete", "mask"]
 Masks = NDArray[np.bool_]
+_RESOLUTION = 2.0**-19
+"""Distance of neighbouring float32 logits of usual size, 16 to 32."""
 _AT_ONCE = 1 << 15
 """Tokens of sequences that are laid out in one tree, which bounds the memory for keys and values."""
 
@@ -45,15 +47,18 @@ class ReplicaBackend:
     ) -> NDArray[np.float64]:
         """Log-probabilities of the last ``written`` tokens of each sequence, ``(sequences, written)``."""
         found = np.empty((len(sequences), written))
-        for batch in batches([len(sequence) for sequence in sequences]):
+        groups = batches([len(sequence) for sequence in sequences])
+        for number, batch in enumerate(groups):
             tree = placed_tree(
-                [sequences[number][:-1] for number in batch],
-                [positions[number][:-1] for number in batch],
+                [sequences[index][:-1] for index in batch],
+                [positions[index][:-1] for index in batch],
                 vocabulary=context.replica.vocabulary,
             )
             rows = np.concatenate([places[-written:] for places in tree.sequences])
-            ids = np.concatenate([sequences[number][-written:] for number in batch])
-            out = replay(context.replica, tree, Wanted(scored=Scored(rows, ids)), cancel=context.cancel)
+            ids = np.concatenate([sequences[index][-written:] for index in batch])
+            wanted = Wanted(scored=Scored(rows, ids))
+            with context.part(number, len(groups)):
+                out = replay(context.replica, tree, wanted, progress=context.inside, cancel=context.cancel)
             context.cost.forward_tokens += out.tokens
             found[batch] = out.logprobs.reshape(len(batch), written)
         return found
@@ -117,6 +122,8 @@ class Removal:
         names = [np.packbits(mask).tobytes() for mask in masks]
         missing = {name: mask for name, mask in zip(names, masks, strict=True) if name not in self._known}
         if missing:
+            # In the order of their beginnings: what is laid out in one tree shares as much as it can.
+            missing = dict(sorted(missing.items()))
             ids, positions = zip(*(self.shortened(mask) for mask in missing.values()), strict=True)
             written = self.target.end - self.target.start
             with self.context.cost.timed():
@@ -167,8 +174,11 @@ def _says_something(source: Source, target: Target, kinds: frozenset[str] | None
 
 
 def logit(logprob: NDArray[np.floating]) -> NDArray[np.float64]:
-    """``log(p / (1 - p))`` from ``log p``, exact where p is near one (Cohen-Wang et al. 2024, section 3)."""
-    values = np.minimum(np.asarray(logprob, dtype=np.float64), -1e-300)
+    """``log(p / (1 - p))`` from ``log p`` (Cohen-Wang et al. 2024, section 3).
+
+    It ends at 13.2, where p is as close to one as float32 logits can tell: what lies beyond is rounding.
+    """
+    values = np.minimum(np.asarray(logprob, dtype=np.float64), -_RESOLUTION)
     return np.asarray(values - np.log(-np.expm1(values)))
 
 

@@ -63,6 +63,7 @@ class EngineBackend:
         for start in range(0, len(sequences), AT_ONCE):
             batch = [sequence.tolist() for sequence in sequences[start : start + AT_ONCE]]
             found[start : start + AT_ONCE] = self._score(context, batch, written)
+            context.inside(start + len(batch), len(sequences))
         return found
 
     def _score(self, context: Context, batch: Sequence[list[int]], written: int) -> list[list[float]]:

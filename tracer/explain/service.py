@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from tracer.engines import models
@@ -19,96 +19,24 @@ from tracer.engines.loading import out_of_memory
 from tracer.errors import InputError, TracerError, UnknownNameError
 from tracer.explain import methods as registry
 from tracer.explain.arguments import choose_targets, foil_token, parse_requests
+from tracer.explain.attribution.ablation import fitted_masks
 from tracer.explain.base import Context, Request, TargetFunction
-from tracer.explain.document import Draft, Kept, Setting, Tokens, content_sha256
+from tracer.explain.document import Draft, Kept, Setting, content_sha256
 from tracer.explain.faithfulness import agreement, measure
 from tracer.explain.probes.attach import Found, Scoring, check_names, find_probes
 from tracer.explain.removal import Removal, removable
+from tracer.explain.report import Progress, Report, Stage
 from tracer.replay.forward import Wanted, replay
 from tracer.replay.model import Replica, identity_of, memory_error
 from tracer.replay.parity import Parity, check_identity, compare, refuse
 from tracer.replay.recorded import Recorded, Target, has_token_ids
 from tracer.replay.retokenise import retokenise
 from tracer.store import Arrays, Store
-from tracer.trace.explanation import Explanation, ExplanationSource
-from tracer.trace.probes import ProbeScore
 from tracer.trace.trace import Trace
 
 Trusted = Literal["answer", "all", "none"]
 SAVE_SECONDS = 5.0
 """What a killed process can lose of a family's work."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """How far `explain` is; ``total`` is 0 while unknown."""
-
-    stage: str
-    done: int
-    total: int
-    unit: str = "units"
-
-
-Progress = Callable[[object], None]
-"""Called with a `Stage`, or while weights are read with a `tracer.engines.models.Progress`; both have ``stage``,
-``done``, ``total`` and ``unit``."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Report:
-    """What was found out about a trace.
-
-    Args:
-        trace: The trace with its explanations.
-        explanations: Those that were asked for, in the order of the methods.
-        targets: Ids of the steps that were asked for.
-        parity: How well the replica reproduces the recorded log-probabilities.
-        probes: How true the model takes its steps to be, by every probe.
-        probe_hint: How to make a truth probe, where there is none and nobody insisted.
-    """
-
-    trace: Trace
-    explanations: tuple[Explanation, ...]
-    targets: tuple[str, ...]
-    parity: Parity
-    probes: tuple[ProbeScore, ...] = ()
-    probe_hint: str | None = None
-    _tokens: Mapping[str, Tokens] = field(default_factory=dict, repr=False)
-
-    def explanation(self, method: str) -> Explanation:
-        """The explanation by a method.
-
-        Raises:
-            UnknownNameError: It was not asked for.
-        """
-        for explanation in self.explanations:
-            if explanation.method == method:
-                return explanation
-        raise UnknownNameError("method of this report", method, [item.method for item in self.explanations])
-
-    def sources(self, step_id: str, method: str) -> list[tuple[ExplanationSource, float]]:
-        """What a step read with the method's values, largest first by absolute value.
-
-        The step's own tokens and what it could not read are left out.
-
-        Raises:
-            UnknownNameError: The method or step was not asked for.
-        """
-        explanation = self.explanation(method)
-        pairs = zip(explanation.sources, explanation.row(step_id), strict=True)
-        found = [(source, value) for source, value in pairs if value and source.step_id != step_id]
-        return sorted(found, key=lambda pair: -abs(pair[1]))
-
-    def token_scores(self, step_id: str, method: str) -> NDArray[np.float32]:
-        """Scores of the tokens before a step's end, ``(tokens,)``.
-
-        Raises:
-            UnknownNameError: The method or step was not asked for, or its token scores were not kept.
-        """
-        kept = self._tokens.get(str(self.explanation(method).key), {})
-        if step_id not in kept:
-            raise UnknownNameError(f"step with token scores by {method}", step_id, kept)
-        return kept[step_id]
 
 
 def explain(
@@ -344,10 +272,10 @@ class _Work:
                 for finding in family(context, requests, targets):
                     self.drafts[finding.request.method.name].add(finding, self.recorded)
                     if time.monotonic() - saved > SAVE_SECONDS:
-                        self._save(context)
+                        self._save(context, requests)
                         saved = time.monotonic()
         finally:
-            self._save(context)
+            self._save(context, requests)
 
     def _context(self, stage: str) -> Context:
         return Context(
@@ -372,26 +300,39 @@ class _Work:
             if len(removable(self.recorded, target, None)) > 1
         }
         lacking = {target: drafts for target, drafts in lacking.items() if drafts}
+        requests = [draft.request for draft in self.drafts.values()]
         for number, (target, drafts) in enumerate(lacking.items()):
             context.report(number, len(lacking))
             rows = {name: np.array(draft.explanation.row(target.step_id)) for name, draft in self.drafts.items()}
             with _memory_guard():
                 removal = Removal(context, target)
                 found = measure(
-                    removal, {draft.request.method.name: rows[draft.request.method.name] for draft in drafts}
+                    removal,
+                    {draft.request.method.name: rows[draft.request.method.name] for draft in drafts},
+                    seed=self._seed_of(target),
+                    fitted=fitted_masks(requests, len(removal.units), seed=self.setting.seed),
                 )
             agrees = agreement({name: removal.of_units(row) for name, row in rows.items()})
-            for draft in drafts:
-                name = draft.request.method.name
-                draft.trust(target.step_id, found[name], agrees[name])
-                self.kept.put(draft)
+            for name, draft in self.drafts.items():
+                if name in found:
+                    draft.trust(target.step_id, found[name], agrees[name])
+                elif draft.measured(target.step_id):
+                    draft.agree(target.step_id, agrees[name])
+                if draft.changed:
+                    self.kept.put(draft)
             context.report(number + 1, len(lacking))
 
-    def _save(self, context: Context) -> None:
+    def _seed_of(self, target: Target) -> int:
+        """A seed of the target's own: orders that all targets shared would be lucky or not for all of them at once."""
+        about = f"{self.setting.seed} {self.setting.content} {target.step_id}"
+        return int.from_bytes(hashlib.sha256(about.encode()).digest()[:8])
+
+    def _save(self, context: Context, together: Sequence[Request]) -> None:
         answers = self._answers()
-        for draft in self.drafts.values():
+        names = {request.method.name for request in together}
+        for name, draft in self.drafts.items():
             if draft.changed:
-                draft.finish(answers, context.cost)
+                draft.finish(answers, context.cost, beside=names - {name})
                 self.kept.put(draft)
 
     def _answers(self) -> list[str]:
@@ -408,7 +349,7 @@ class _Work:
                 "use a replica with a longer context"
             )
 
-    def _report(self, stage: str, done: int, total: int, unit: str) -> None:
+    def _report(self, stage: str, done: float, total: int, unit: str) -> None:
         if self.progress is not None:
             self.progress(Stage(stage, done, total, unit))
 

@@ -30,7 +30,7 @@ from tracer.store import Store
 
 if TYPE_CHECKING:
     from tracer.explain.base import TargetFunction
-    from tracer.explain.service import Report
+    from tracer.explain.report import Report
 
 _CITED: str = "mirage"
 
@@ -142,7 +142,8 @@ def _explain(parameters: ExplainParameters, context: Context) -> None:
 
 def _cite(parameters: CiteParameters, context: Context) -> None:
     report = _report(parameters, context, methods=[_CITED], probes=[])
-    from tracer.explain.citations import Rule, cited_answers
+    from tracer.explain.citations import cited_answers
+    from tracer.explain.cited import Rule
 
     rule = Rule(parameters.rule, parameters.share)
     answers = cited_answers(report.trace, report.explanation(_CITED), report.targets, rule=rule, unit=parameters.by)

@@ -17,7 +17,8 @@ from tracer.explain.probes.asking import Question, contexts, option_logprobs, p_
 from tracer.explain.probes.baselines import agreement
 from tracer.explain.probes.places import answer_end, find_places, read_position
 from tracer.explain.probes.saved import SavedProbe, mark, probe_path
-from tracer.explain.service import Report, explain
+from tracer.explain.report import Report
+from tracer.explain.service import explain
 from tracer.replay.model import Replica, identity_of
 from tracer.replay.recorded import Recorded
 from tracer.store import Store

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -27,14 +27,20 @@ from tracer.replay.recorded import Target
 EXACT_SHAPLEY = 6
 """Most sources whose Shapley values are computed exactly: 64 masks."""
 _CONFIDENT = 1.959964
+_USUAL = 64
+_MOST = 4096
+"""Ablations of ContextCite, if nobody says how many, and at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Shares:
-    """Values of the removable sources, with half the width of their 95 % interval where they were sampled."""
+    """Values of the removable sources."""
 
     values: NDArray[np.float64]
+    masks: int
+    """How many different ones they took."""
     half_width: NDArray[np.float64] | None = None
+    """Half of the 95 % interval, where they were sampled."""
     details: dict[str, JsonValue] | None = None
 
 
@@ -46,6 +52,12 @@ def run(context: Context, requests: Sequence[Request], targets: Sequence[Target]
         CancelledError: Somebody stopped it.
         EngineUnavailableError: Memory ran out.
     """
+    if context.target_function != "logprob":
+        names = ", ".join(item.method.name for item in requests)
+        raise InputError(
+            f"{names}: what removals change is measured on the log-probability, so ablation takes no other target "
+            "function; run it apart from methods that do"
+        )
     for item in requests:
         removal_parameters(item)
     with backends(context) as known:
@@ -56,7 +68,8 @@ def _run(
     context: Context, requests: Sequence[Request], targets: Sequence[Target], known: Backends
 ) -> Iterator[Finding]:
     solvers = {"leave_one_out": _leave_one_out, "contextcite": _context_cite, "shapley": _shapley}
-    done = 0
+    done, total = 0, len(targets) * len(requests)
+    context.report(done, total)
     for target in targets:
         shared: dict[tuple[Kind, frozenset[str] | None, JsonValue], Removal] = {}
         for item in requests:
@@ -75,7 +88,7 @@ def _run(
             details: dict[str, JsonValue] = {
                 "removal": kind,
                 "backend": by,
-                "masks": removal.evaluated,
+                "masks": shares.masks,
                 "complete": _only(removal, np.ones(len(removal.units), dtype=bool)),
                 **(shares.details or {}),
             }
@@ -86,7 +99,7 @@ def _run(
                 }
             yield Finding(item, target, removal.spread(shares.values), details)
             done += 1
-            context.report(done, len(targets) * len(requests))
+            context.report(done, total)
 
 
 def removal_parameters(item: Request) -> tuple[Kind, frozenset[str] | None]:
@@ -114,12 +127,21 @@ def random_masks(count: int, units: int, *, seed: int) -> Masks:
     return np.random.default_rng(seed).random((count, units)) < 0.5
 
 
+def fitted_masks(requests: Iterable[Request], units: int, *, seed: int) -> Masks:
+    """Masks that ContextCite is fitted on among these requests, or would be by default, ``(masks, units)``.
+
+    With fewer ablations it is fitted on the first of them.
+    """
+    asked = [whole(item, "ablations", least=2, most=_MOST) for item in requests if "ablations" in item.parameters]
+    return random_masks(max([_USUAL, *asked]), units, seed=seed)
+
+
 def _leave_one_out(context: Context, removal: Removal, item: Request) -> _Shares:
     """What the target loses with the source: log p(all) - log p(all but it)."""
     units = len(removal.units)
     masks = np.concatenate([np.ones((1, units), dtype=bool), ~np.eye(units, dtype=bool)])
     values = removal.values(masks)
-    return _Shares(values[0] - values[1:])
+    return _Shares(values[0] - values[1:], len(masks))
 
 
 def _context_cite(context: Context, removal: Removal, item: Request) -> _Shares:
@@ -128,34 +150,36 @@ def _context_cite(context: Context, removal: Removal, item: Request) -> _Shares:
     The model is fitted on standardised masks with the target's length divided out, and its coefficients are put back
     into the units of the masks.
     """
-    count, penalty = whole(item, "ablations", least=2, most=4096), number(item, "penalty", least=0.0)
-    masks = random_masks(count, len(removal.units), seed=context.seed)
+    count, penalty = whole(item, "ablations", least=2, most=_MOST), number(item, "penalty", least=0.0)
+    units = len(removal.units)
+    masks = random_masks(count, units, seed=context.seed)
+    # The whole is asked in the same tree, for what is told beside the shares.
+    removal.values(np.concatenate([masks, np.ones((1, units), dtype=bool)]))
     written = removal.target.end - removal.target.start
     outcomes = logit(removal.values(masks))
     coefficients, intercept = fit_lasso(masks.astype(float), outcomes / written, penalty=penalty)
     predicted = masks @ coefficients + intercept
     spread = float(np.var(outcomes / written))
     fit = 1 - float(np.mean((outcomes / written - predicted) ** 2)) / spread if spread > 0 else 0.0
-    return _Shares(coefficients * written, details={"intercept": intercept * written, "fit_r2": fit})
+    return _Shares(coefficients * written, _different(masks), details={"intercept": intercept * written, "fit_r2": fit})
 
 
 def _shapley(context: Context, removal: Removal, item: Request) -> _Shares:
     """Shapley values of log p (Shapley 1953): exact for few sources, means over random orders otherwise."""
     units = len(removal.units)
     if units <= EXACT_SHAPLEY:
-        return _Shares(_exact_shapley(removal), details={"exact": True})
+        return _Shares(_exact_shapley(removal), 2**units, details={"exact": True})
     orders = whole(item, "orders", least=2, most=10_000)
     generator = np.random.default_rng(context.seed)
+    drawn = np.stack([generator.permutation(units) for _ in range(orders)])
+    # Row ``step`` of an order's masks keeps its first ``step`` sources.
+    masks = np.argsort(drawn, axis=1)[:, None, :] < np.arange(units + 1)[:, None]
+    values = removal.values(masks.reshape(-1, units)).reshape(orders, units + 1)
     gains = np.empty((orders, units))
-    for index in range(orders):
-        context.check_cancel()
-        order = generator.permutation(units)
-        masks = np.zeros((units + 1, units), dtype=bool)
-        for step, unit in enumerate(order):
-            masks[step + 1 :, unit] = True
-        gains[index, order] = np.diff(removal.values(masks))
+    np.put_along_axis(gains, drawn, np.diff(values), axis=1)
     half = _CONFIDENT * gains.std(0, ddof=1) / math.sqrt(orders)
-    return _Shares(gains.mean(0), half, {"exact": False, "orders": orders})
+    asked = _different(masks.reshape(-1, units))
+    return _Shares(gains.mean(0), asked, half, {"exact": False, "orders": orders})
 
 
 def _exact_shapley(removal: Removal) -> NDArray[np.float64]:
@@ -171,6 +195,10 @@ def _exact_shapley(removal: Removal) -> NDArray[np.float64]:
             weight = math.factorial(size) * math.factorial(units - size - 1) / math.factorial(units)
             shares[unit] += weight * (values[larger.tobytes()] - values[mask.tobytes()])
     return shares
+
+
+def _different(masks: Masks) -> int:
+    return len(np.unique(masks, axis=0))
 
 
 def _only(removal: Removal, mask: NDArray[np.bool_]) -> float:

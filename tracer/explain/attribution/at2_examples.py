@@ -29,7 +29,7 @@ from tracer.replay.recorded import Recorded, Target
 
 FEWEST_SOURCES = 3
 """Targets with fewer are left out: any scores correlate with two points."""
-_FORMAT = "tracer-at2-measured-1"
+_FORMAT = "tracer-at2-measured-2"
 _DECIMALS = 4
 """Differences that are rounding of float32 are no effect."""
 

@@ -21,8 +21,8 @@ from tracer.errors import InputError
 from tracer.explain.attribution.at2_examples import Example, choose, measure
 from tracer.explain.attribution.head_weights import FitDocument, Interval, Validation
 from tracer.explain.base import Context
-from tracer.explain.leaderboard import estimate
-from tracer.explain.service import Stage
+from tracer.explain.estimate import estimate
+from tracer.explain.report import Stage
 from tracer.replay.model import Replica, identity_of
 from tracer.replay.parity import check_identity, measure_parity, refuse
 from tracer.replay.recorded import Recorded

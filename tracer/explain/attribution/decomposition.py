@@ -235,7 +235,10 @@ class Chain:
                 if step.end <= len(path) and places[step.sequence][step.end - 1] == path[step.end - 1]
             ]
             before.append(
-                [number_of(replace(step, sequence=target.sequence), branches.sequences[at]) for step in shared]
+                [
+                    number_of(replace(step, sequence=target.sequence), branches.sequences[at])
+                    for step in _apart(shared, target)
+                ]
             )
         return cls(Branches(branches.tree, spans, sequences), own, before)
 
@@ -275,6 +278,17 @@ class Chain:
             moved.append(float(arrived.sum()))
             scores = kept + arrived
         return scores, tuple(moved)
+
+
+def _apart(steps: Sequence[Target], target: Target) -> list[Target]:
+    """Steps that share no token: branches that begin alike have them in one place. The target's own come first."""
+    taken = np.zeros(target.start, dtype=bool)
+    found: list[Target] = []
+    for step in sorted(steps, key=lambda step: step.sequence != target.sequence):
+        if not taken[step.start : step.end].any():
+            taken[step.start : step.end] = True
+            found.append(step)
+    return found
 
 
 def _hops(request: Request) -> int:

@@ -22,7 +22,7 @@ from tracer.explain.probes.metrics import auroc
 from tracer.explain.probes.probe import Probe
 from tracer.explain.probes.train import FACTS_PER_TOPIC
 from tracer.explain.probes.workbench import Workbench
-from tracer.explain.service import Stage
+from tracer.explain.report import Stage
 from tracer.replay.forward import Wanted, replay
 from tracer.replay.model import Replica, identity_of
 from tracer.replay.parity import check_identity, compare, refuse

@@ -29,7 +29,7 @@ from tracer.explain.probes.train import FACTS_PER_TOPIC, KIND, PREFIX, train
 from tracer.explain.probes.transfer import Reader
 from tracer.explain.probes.unseen_steps import PROBLEMS as UNSEEN_PROBLEMS
 from tracer.explain.probes.unseen_steps import UnseenSteps, own_steps, read_unseen, unseen_chains, with_worth
-from tracer.explain.service import Progress, Stage
+from tracer.explain.report import Progress, Stage
 from tracer.replay.model import Replica, identity_of
 from tracer.store.probe_reports import read_report, report_path, write_report
 from tracer.trace.probe_report import Evaluation, FirstErrors, ProbeReport, ProbeSummary, StepEvaluation
