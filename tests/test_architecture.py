@@ -27,9 +27,9 @@ ALLOWED = {
     "doctor": {"engines", "store"},
     "token_texts": {"trace", "engines"},
     "demo": {"trace", "engines", "agents", "store", "tasks", "console"},
-    "commands": {"trace", "engines", "store", "console", "explain", "replay"},
+    "commands": {"trace", "engines", "store", "agents", "console", "explain", "replay"},
     "jobs": {"trace", "engines", "store", "agents", "explain", "console"},
-    "cli": {"trace", "engines", "agents", "store", "export", "commands", "console", "demo", "doctor", "ui"},
+    "cli": {"trace", "engines", "store", "export", "commands", "console", "demo", "doctor", "ui"},
 }
 
 # What the app may import, all of it light.

@@ -63,6 +63,11 @@ def one_line(text: str, width: int) -> str:
     return flat if len(flat) <= width else f"{flat[: width - 1]}…"
 
 
+def cell(text: str, width: int) -> Text:
+    """A text of a trace on one line, for a table: rich would read markup in a plain one."""
+    return Text(one_line(text, width))
+
+
 def safe_text(text: str) -> str:
     """A text of several lines that cannot move the cursor or change colours."""
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text.expandtabs(4))
@@ -256,14 +261,14 @@ def summary_table(traces: list[Trace], *, title: str | None = None) -> Table:
         table.add_column(name, justify=justify, overflow="fold", no_wrap=name == "id")
     for trace in traces:
         table.add_row(
-            trace.id,
-            trace.agent.kind,
-            Text(one_line(trace.task.question, 48)),
-            Text(one_line(trace.outcome.answer or "-", 28)),
+            cell(trace.id, 60),
+            cell(trace.agent.kind, 20),
+            cell(trace.task.question, 48),
+            cell(trace.outcome.answer or "-", 28),
             verdict(trace.outcome.correct),
             str(len(trace.steps)),
             str(sum(len(c.token_ids) for call in trace.calls for c in call.completions)),
-            trace.status,
+            cell(trace.status, 20),
         )
     return table
 
@@ -275,18 +280,20 @@ def verdict(correct: bool | None) -> str:
 
 def print_trace(trace: Trace) -> None:
     """A trace for reading: its header and every step."""
-    out.print(Text(f"{trace.id}  {trace.agent.kind}  {trace.status}", style="bold"))
-    out.print(Text(f"model {trace.model.name} ({trace.model.dtype or 'dtype unknown'}) on {trace.model.engine}"))
+    out.print(Text(one_line(f"{trace.id}  {trace.agent.kind}  {trace.status}", 200), style="bold"))
+    model = trace.model
+    out.print(cell(f"model {model.name} ({model.dtype or 'dtype unknown'}) on {model.engine}", 300))
     for step in trace.steps:
         where = f" {step.branch}" if step.branch else ""
-        line = Text(f"{step.id:>5} ", style="dim")
-        line.append(f"{step.kind}{where}", style=KIND_STYLES.get(step.kind, "default"))
+        line = Text(f"{one_line(step.id, 40):>5} ", style="dim")
+        line.append(one_line(f"{step.kind}{where}", 80), style=KIND_STYLES.get(step.kind, "default"))
         if step.pruned:
             line.append(" (pruned)", style="dim")
         if step.score is not None:
             line.append(f" score {step.score:g}", style="dim")
         if step.start is not None and step.end is not None:
-            line.append(f"  {step.call_id}[{step.completion}] tokens {step.start}-{step.end}", style="dim")
+            place = one_line(f"{step.call_id}[{step.completion}] tokens {step.start}-{step.end}", 100)
+            line.append(f"  {place}", style="dim")
         out.print(line)
         for text in safe_text(step.text).splitlines():
             out.print(Text(f"      {text}"))
@@ -311,7 +318,7 @@ def stop_on_signal() -> Iterator[threading.Event]:
         if cancel.is_set():
             raise KeyboardInterrupt
         cancel.set()
-        err.print("stopping; what was recorded is kept (press Ctrl-C again to stop at once)")
+        err.print("stopping (press Ctrl-C again to stop at once)")
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -17,12 +17,8 @@ from tracer.explain.attribution.ablation import random_masks
 from tracer.explain.base import Context
 from tracer.explain.faithfulness import (
     HELD_OUT,
-    RANDOM_ORDERS,
-    AgainstRandom,
     Faithfulness,
     _chance,
-    _one_in_twenty,
-    against_random,
     agreement,
     heldout_masks,
     measure,
@@ -31,6 +27,7 @@ from tracer.explain.faithfulness import (
 from tracer.explain.removal import Removal
 from tracer.replay.model import Replica
 from tracer.replay.recorded import Recorded
+from tracer.trace.faithfulness import RANDOM_ORDERS, AgainstRandom, _one_in_twenty, against_random
 
 
 def removal(hidden_in: int = 3, documents: int = 6) -> Removal:

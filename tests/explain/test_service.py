@@ -25,12 +25,13 @@ from tracer.errors import (
     UnknownNameError,
 )
 from tracer.explain.base import Context
-from tracer.explain.faithfulness import Faithfulness, against_random, measure
+from tracer.explain.faithfulness import Faithfulness, measure
 from tracer.explain.removal import Removal
 from tracer.replay.model import Replica
 from tracer.replay.recorded import Recorded
 from tracer.store import Arrays, Store
 from tracer.trace.explanation import Explanation
+from tracer.trace.faithfulness import against_random
 from tracer.trace.trace import Trace
 
 OWN = ["near", "surprise"]

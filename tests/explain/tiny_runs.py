@@ -144,7 +144,9 @@ def _steps(call: str, pieces: Sequence[Piece]) -> list[Step]:
     return found
 
 
-NEAR = Method("near", "near", "one over the distance", "per token", False, "cheap", "this test", {"scale": 1.0})
+NEAR = Method(
+    "near", "near", "one over the distance", "per token", False, "cheap", "this test", {"scale": 1.0}, follows=True
+)
 SURPRISE = Method("surprise", "surprise", "log-probability of what was read", "nats", True, "cheap", "this test")
 
 

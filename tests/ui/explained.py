@@ -68,7 +68,7 @@ def measured(
         "deletion": 0.5,
         "insertion": 0.25,
         "deletion_rank": 1.0,
-        "gap": 1.0,
+        "gap": 1.0 if better else 0.15,
         "random_gap": 0.1,
         "random_spread": 0.2,
         "passes": 30,
@@ -77,8 +77,9 @@ def measured(
     return {
         "targets": {target: {**document, "lds": lds} for target, lds in targets.items()},
         "agreement": {target: dict(agreement or {}) for target in targets},
-        "z": 3.0 if better else 0.2,
-        "better_than_random": better,
+        # The app judges by the figures; what somebody wrote beside them is not believed.
+        "z": 9.0,
+        "better_than_random": not better,
         "removal": "delete",
     }
 

@@ -34,7 +34,7 @@ def fit(
     ] = None,
     dtype: Annotated[str, typer.Option(help="Precision of the replica: float32, bfloat16 or float16.")] = "float32",
     iterations: Annotated[int, typer.Option(help="Steps of gradient descent.", min=1)] = 300,
-    seed: Annotated[int, typer.Option(help="Which steps, which removals, and what is held out.")] = 0,
+    seed: Annotated[int, typer.Option(help="Which steps, which removals, and what is held out.", min=0)] = 0,
     out_file: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="Write the weights here, and not to the model's own place."),

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from tracer.commands.shared import StoreOption, names_of, open_store, open_traces, parameters_of
+from tracer.commands.shared import (
+    StoreOption,
+    is_stored,
+    keeping,
+    names_of,
+    open_store,
+    open_trace,
+    parameters_of,
+    save,
+)
 from tracer.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,6 +59,7 @@ def cite(
         str, typer.Option(metavar="answer|all|none", help="For which steps to measure what the scores are worth.")
     ] = "answer",
     low_memory: Annotated[bool, typer.Option("--low-memory", help="Recompute instead of keeping.")] = False,
+    out_file: Annotated[Path | None, typer.Option("--out", help="Write the explained trace here.")] = None,
     force: Annotated[
         bool,
         typer.Option("--force", help="Go on where the replica differs from what was recorded; the result is marked."),
@@ -74,9 +85,10 @@ def cite(
     parameters = parameters_of(param or [])
     kinds = request(_METHOD, parameters.get(_METHOD)).parameters["kinds"]
     with open_store(store) as runs:
-        (trace,) = open_traces([trace_name], runs, quiet=as_json)
+        trace, kept, arrays = open_trace(trace_name, runs, out_file, quiet=as_json)
         _check_context(trace, kinds)
-        with stop_on_signal() as cancel, stages() as progress:
+        stored = is_stored(trace, runs)
+        with keeping(out_file, stored=stored), stop_on_signal() as cancel, stages() as progress:
             report = explain(
                 trace,
                 methods=[_METHOD],
@@ -85,13 +97,16 @@ def cite(
                 replica=model,
                 dtype=dtype,
                 parameters=parameters,
-                store=runs,
+                store=kept,
+                arrays=arrays,
                 faithfulness=cast("Trusted", faithfulness),
                 force=force,
                 low_memory=low_memory,
                 progress=None if as_json else progress,
                 cancel=cancel,
             )
+    if out_file is not None:
+        save(report.trace, out_file)
     explanation = report.explanation(_METHOD)
     answers = cited_answers(report.trace, explanation, report.targets, rule=chosen, unit=cast("Unit", by))
     if as_json:

@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from tracer.commands.shared import StoreOption, names_of, open_store, open_trace, parameters_of, save
-from tracer.errors import InputError, TracerError
+from tracer.commands.shared import (
+    StoreOption,
+    is_stored,
+    keeping,
+    names_of,
+    open_store,
+    open_trace,
+    parameters_of,
+    save,
+)
+from tracer.errors import InputError
 
 if TYPE_CHECKING:
     from tracer.explain.base import TargetFunction
@@ -61,7 +70,7 @@ def explain(
     chunk: Annotated[
         int | None, typer.Option(metavar="N", help="Cut documents and observations into chunks of N tokens at most.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="For everything drawn at random.")] = 0,
+    seed: Annotated[int, typer.Option(help="For everything drawn at random.", min=0)] = 0,
     faithfulness: Annotated[
         str,
         typer.Option(
@@ -97,33 +106,29 @@ def explain(
     parameters = parameters_of(param or [])
     with open_store(store) as runs:
         trace, kept, arrays = open_trace(trace_name, runs, out_file, quiet=as_json)
-        try:
-            with stop_on_signal() as cancel, stages() as progress:
-                report = explain_trace(
-                    trace,
-                    methods=None if methods is None else _names(methods),
-                    probes=None if probes is None else _names(probes),
-                    ask=ask,
-                    targets=targets if targets in ("all", "answer") else names_of(targets),
-                    target_function=cast("TargetFunction", target_function),
-                    foil=_foil(foil),
-                    replica=model,
-                    dtype=dtype,
-                    parameters=parameters,
-                    chunk_tokens=chunk,
-                    seed=seed,
-                    store=kept,
-                    arrays=arrays,
-                    faithfulness=cast("Trusted", faithfulness),
-                    force=force,
-                    low_memory=low_memory,
-                    progress=None if as_json else progress,
-                    cancel=cancel,
-                )
-        except TracerError as error:
-            if error.trace is not None and out_file is not None:
-                save(error.trace, out_file)
-            raise
+        stored = is_stored(trace, runs)
+        with keeping(out_file, stored=stored), stop_on_signal() as cancel, stages() as progress:
+            report = explain_trace(
+                trace,
+                methods=None if methods is None else _names(methods),
+                probes=None if probes is None else _names(probes),
+                ask=ask,
+                targets=targets if targets in ("all", "answer") else names_of(targets),
+                target_function=cast("TargetFunction", target_function),
+                foil=_foil(foil),
+                replica=model,
+                dtype=dtype,
+                parameters=parameters,
+                chunk_tokens=chunk,
+                seed=seed,
+                store=kept,
+                arrays=arrays,
+                faithfulness=cast("Trusted", faithfulness),
+                force=force,
+                low_memory=low_memory,
+                progress=None if as_json else progress,
+                cancel=cancel,
+            )
     if out_file is not None:
         save(report.trace, out_file)
     if as_json:

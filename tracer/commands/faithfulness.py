@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tracer.commands.shared import StoreOption, names_of, open_store, open_traces, parameters_of
+from tracer.commands.shared import StoreOption, is_stored, keeping, names_of, open_store, open_traces, parameters_of
 from tracer.errors import InputError, TracerError
 
 if TYPE_CHECKING:
@@ -33,7 +33,12 @@ def faithfulness(
         list[str] | None,
         typer.Option(metavar="METHOD.NAME=VALUE", help="A method's parameter; may be given more than once."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="For everything drawn at random.")] = 0,
+    seed: Annotated[int, typer.Option(help="For everything drawn at random.", min=0)] = 0,
+    low_memory: Annotated[bool, typer.Option("--low-memory", help="Recompute instead of keeping.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Go on where a replica differs from what was recorded; the result is marked."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON and nothing else.")] = False,
     store: StoreOption = None,
 ) -> None:
@@ -51,7 +56,13 @@ def faithfulness(
     with open_store(store) as kept:
         traces = open_traces(runs, kept, quiet=as_json)
         so_far: list[Board] = []
-        with stop_on_signal() as cancel, stages() as progress, _shown_if_it_fails(so_far, len(traces), quiet=as_json):
+        stored = any(is_stored(trace, kept) for trace in traces)
+        with (
+            keeping(None, stored=stored),
+            stop_on_signal() as cancel,
+            stages() as progress,
+            _shown_if_it_fails(so_far, len(traces), quiet=as_json),
+        ):
             board = leaderboard(
                 traces,
                 methods=DEFAULT_FIELD if methods is None else names_of(methods),
@@ -60,6 +71,8 @@ def faithfulness(
                 replica=model,
                 dtype=dtype,
                 seed=seed,
+                force=force,
+                low_memory=low_memory,
                 store=kept,
                 progress=None if as_json else progress,
                 interim=so_far.append,
@@ -119,7 +132,7 @@ def print_board(standings: list[Standing]) -> None:
         for reason in dict.fromkeys(item.problems.values()):
             refused = [one_line(trace, 40) for trace, why in item.problems.items() if why == reason]
             where = ", ".join(refused[:3]) + (f" and {len(refused) - 3} more" if len(refused) > 3 else "")
-            out.print(f"{item.method} could not explain {where}: {reason}", markup=False, soft_wrap=True)
+            out.print(Text(f"{item.method} could not explain {where}: {one_line(reason, 500)}"), soft_wrap=True)
 
 
 def _cell(estimate: Estimate | None, digits: int) -> str:

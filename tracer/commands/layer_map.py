@@ -25,7 +25,7 @@ def map_truth(
     force: Annotated[
         bool, typer.Option("--force", help="Go on where the model does not reproduce the recorded log-probabilities.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="For everything drawn at random.")] = 0,
+    seed: Annotated[int, typer.Option(help="For everything drawn at random.", min=0)] = 0,
     out_file: Annotated[
         Path | None,
         typer.Option("--out", help="Write the trace with its maps here; a trace file itself stays as it is."),

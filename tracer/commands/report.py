@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from tracer.console import KIND_STYLES, one_line, out
-from tracer.explain.faithfulness import Faithfulness, against_random
+from tracer.explain.faithfulness import measures_of
 from tracer.explain.influence import influences
 from tracer.trace.explanation import Explanation, ExplanationSource
+from tracer.trace.faithfulness import against_random
 from tracer.trace.trace import Step
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from tracer.explain.report import Report
     from tracer.replay.parity import Parity
 
+_NAMED = 6
+"""Targets that are named where there are many."""
 _BAR = 16
 _LABEL = 64
 
@@ -44,12 +47,26 @@ def print_report(report: Report, *, top: int) -> None:
     out.print(_parity_line(report.parity))
     for explanation in report.explanations:
         print_trust(explanation, report.targets)
-    unmeasured = [explanation.method for explanation in report.explanations if explanation.faithfulness is None]
-    if unmeasured:
+    _print_unmeasured(report)
+    for method, reason in report.left_out.items():
+        out.print(Text(f"{method} was left out: {one_line(reason, 500)}", style="yellow"))
+
+
+def _print_unmeasured(report: Report) -> None:
+    """Whose scores nothing vouches for; methods that lack the same targets in one line."""
+    lacking: dict[tuple[str, ...], list[str]] = {}
+    for explanation in report.explanations:
+        known = measures_of(explanation)
+        missing = tuple(target for target in report.targets if target not in known)
+        if missing:
+            lacking.setdefault(missing, []).append(explanation.method)
+    for missing, methods in lacking.items():
+        names = ", ".join(one_line(target, 40) for target in missing[:_NAMED])
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
         out.print(
             Text(
-                f"faithfulness not measured yet: {', '.join(unmeasured)}; nothing shows so far that these scores say "
-                "what the model relied on",
+                f"faithfulness not measured: {', '.join(methods)} on {names}{more}; nothing shows that these scores "
+                "say what the model relied on (--faithfulness all measures every step that read two things or more)",
                 style="yellow",
             )
         )
@@ -77,22 +94,24 @@ def _print_through(explanation: Explanation, target: str, steps: dict[str, Step]
 
 def print_trust(explanation: Explanation, targets: Iterable[str]) -> None:
     """How far the scores can be trusted: a line for each target that was measured, and what they prove together."""
-    measured = (explanation.faithfulness or {}).get("targets")
-    if not isinstance(measured, dict):
+    measured = measures_of(explanation)
+    if not measured:
         return
+    # Removals move the log-probability, whatever was explained.
+    of = "" if explanation.target_function == "logprob" else "; of its log-probability, which is not what was explained"
     for target in targets:
         if target not in measured:
             continue
-        found = Faithfulness.from_document(measured[target])
+        found = measured[target]
         lds = "-" if found.lds is None else f"{found.lds:+.2f}"
         out.print(
-            f"{one_line(target, 40):>5} {explanation.method}: LDS {lds}; without the top {found.k} of {found.sources} "
-            f"sources the target loses {found.top_k_drop:.2f} nats; deletion {found.deletion:+.2f} and insertion "
-            f"{found.insertion:+.2f} nats against random orders",
+            f"{one_line(target, 40):>5} {explanation.method}: LDS {lds}; without the {found.k} of {found.sources} "
+            f"sources most in its favour the target loses {found.top_k_drop:.2f} nats; deletion {found.deletion:+.2f} "
+            f"and insertion {found.insertion:+.2f} nats against random orders{of}",
             markup=False,
             highlight=False,
         )
-    pooled = against_random([Faithfulness.from_document(item) for item in measured.values()])
+    pooled = against_random(measured.values())
     if not pooled.better:
         out.print(
             Text(
@@ -136,7 +155,8 @@ def print_methods(methods: Iterable[Method]) -> None:
     for method in methods:
         sign = "signed" if method.signed else "not signed"
         line = Text(method.name, style="bold")
-        out.print(line.append(f"  {method.cost}, {method.unit}, {sign}", style="default not bold"))
+        follows = ", follows --target-function" if method.follows else ""
+        out.print(line.append(f"  {method.cost}, {method.unit}, {sign}{follows}", style="default not bold"))
         out.print(Text(f"    {method.summary}"))
         out.print(Text(f"    {method.paper}", style="dim"))
         if method.parameters:

@@ -36,9 +36,8 @@ def list_runs(
     from dataclasses import asdict
 
     from rich.table import Table
-    from rich.text import Text
 
-    from tracer.console import err, one_line, out, verdict
+    from tracer.console import cell, err, out, verdict
     from tracer.store import TraceFilter
 
     kind = agent.replace("-", "_") if agent else None
@@ -57,15 +56,15 @@ def list_runs(
     for name in ("id", "agent", "question", "answer", "right", "steps", "tokens", "status"):
         table.add_column(name, no_wrap=name == "id", justify="right" if name in ("steps", "tokens") else "left")
     for row in found:
-        cells = [one_line(row.name, 60), one_line(row.answer or "-", 28)]
         table.add_row(
-            row.id,
-            row.agent,
-            *(Text(cell) for cell in cells),
+            cell(row.id, 60),
+            cell(row.agent, 20),
+            cell(row.name, 60),
+            cell(row.answer or "-", 28),
             verdict(row.correct),
             str(row.steps),
             str(row.completion_tokens),
-            row.status,
+            cell(row.status, 20),
         )
     out.print(table)
     if total > len(found):
@@ -102,7 +101,7 @@ def export(
         sys.stdout.write(trace.to_json() + "\n")
     else:
         save(trace, out_file)
-        err.print(f"wrote {out_file}")
+        err.print(f"wrote {out_file}", markup=False)
 
 
 def import_runs(
@@ -111,10 +110,10 @@ def import_runs(
     store: StoreOption = None,
 ) -> None:
     """Store traces from JSON files."""
-    from tracer.console import out
+    from tracer.console import cell, out
     from tracer.trace.trace import Trace
 
     traces = [Trace.load(file) for file in files]
     with open_store(store) as runs:
         for trace in traces:
-            out.print(runs.import_trace(trace, on_conflict=on_conflict.value))
+            out.print(cell(runs.import_trace(trace, on_conflict=on_conflict.value), 200))

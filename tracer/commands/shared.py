@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tracer.errors import InputError, TraceNotFoundError
+from tracer.errors import CancelledError, InputError, TraceNotFoundError, TracerError
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -90,7 +90,7 @@ def open_traces(names: Iterable[str], runs: Store, *, quiet: bool) -> list[Trace
     from tracer.console import err
 
     traces = [load_trace(name, runs) for name in dict.fromkeys(names)]
-    strange = sum(not _is_stored(trace, runs) for trace in traces)
+    strange = sum(not is_stored(trace, runs) for trace in traces)
     if strange and not quiet:
         which = "this run is" if len(traces) == 1 else f"{strange} of the {len(traces)} runs are"
         err.print(f"{which} not in the store: what is found is shown and not kept; `tracer import FILE` first keeps it")
@@ -116,7 +116,7 @@ def open_trace(
     if file is None:
         return trace, runs, None
     if out_file is None:
-        if not quiet and not _is_stored(trace, runs):
+        if not quiet and not is_stored(trace, runs):
             err.print("this run is not in the store: what is found is shown and not kept; --out FILE keeps it")
         return trace, runs, None
     arrays = Arrays.beside(out_file)
@@ -129,7 +129,21 @@ def _file(name: str) -> Path | None:
     return file if file.is_file() or file.suffix == ".json" or len(file.parts) > 1 else None
 
 
-def _is_stored(trace: Trace, runs: Store) -> bool:
+@contextmanager
+def keeping(out_file: Path | None, *, stored: bool) -> Iterator[None]:
+    """Write what was finished when work fails or is stopped, and say so where nothing is kept of it."""
+    try:
+        yield
+    except TracerError as error:
+        if out_file is not None and error.trace is not None:
+            save(error.trace, out_file)
+        elif isinstance(error, CancelledError) and not stored:
+            error.args = ("stopped; nothing is kept",)
+        raise
+
+
+def is_stored(trace: Trace, runs: Store) -> bool:
+    """Whether a trace's explanations can be kept beside it."""
     try:
         return runs.resolve(trace.id) == trace.id
     except TraceNotFoundError:

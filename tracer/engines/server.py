@@ -299,7 +299,6 @@ def _when_ready(handle: ServerHandle, progress: ProgressCallback | None) -> Serv
 
 
 def _wait(state: ServerState, progress: ProgressCallback | None) -> None:
-    shown = ""
     while not is_healthy(state):
         _reap()
         if supervise.find_process(state.pid, state.created) is None:
@@ -309,10 +308,8 @@ def _wait(state: ServerState, progress: ProgressCallback | None) -> None:
                 f"vLLM did not come up within {state.startup_timeout:g} s; it was {_stage(state.log)}; give it longer "
                 f"or see its log at {state.log}"
             )
-        stage = f"starting vLLM: {_stage(state.log)}"
-        if stage != shown:
-            report(progress, stage, 0, 0)
-            shown = stage
+        # Every time: whoever is told may also stop the waiting.
+        report(progress, f"starting vLLM: {_stage(state.log)}", 0, 0)
         time.sleep(_POLL_SECONDS)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 from pydantic import JsonValue
 
-from tracer.errors import InputError
+from tracer.errors import InputError, UnknownNameError
 from tracer.explain import methods as registry
-from tracer.explain.base import Request
+from tracer.explain.base import Request, TargetFunction
 from tracer.replay.model import Replica
 from tracer.replay.recorded import Recorded, Target
 
@@ -24,6 +25,34 @@ def parse_requests(names: Sequence[str], parameters: Mapping[str, Mapping[str, J
         if registry.find(name).name not in names:
             raise InputError(f"there are parameters for {name}, which is not among the methods: {', '.join(names)}")
     return [registry.request(name, parameters.get(name)) for name in dict.fromkeys(names)]
+
+
+def check_seed(seed: int) -> None:
+    """Refuse what random generators cannot begin with.
+
+    Raises:
+        InputError: It is negative.
+    """
+    if seed < 0:
+        raise InputError(f"the seed is {seed}; use a whole number from 0")
+
+
+def check_target_function(name: str, requests: Sequence[Request]) -> None:
+    """Refuse a target function that a method would not explain: its scores would be labelled with what they are not of.
+
+    Raises:
+        UnknownNameError: There is no such function.
+        InputError: A method does not follow it.
+    """
+    if name not in get_args(TargetFunction):
+        raise UnknownNameError("target function", name, get_args(TargetFunction))
+    deaf = [item.method.name for item in requests if not item.method.follows]
+    if name != "logprob" and deaf:
+        following = ", ".join(sorted(method.name for method in registry.METHODS.values() if method.follows))
+        raise InputError(
+            f"the target function {name} changes nothing about {', '.join(deaf)}; choose among the methods that follow "
+            f"it: {following}"
+        )
 
 
 def choose_targets(recorded: Recorded, targets: str | Sequence[str]) -> tuple[Target, ...]:

@@ -38,6 +38,8 @@ class Method:
         cost: ``cheap`` (about a forward pass), ``moderate`` (passes for each step) or ``slow``.
         paper: Where it comes from.
         parameters: Names of its parameters with their defaults.
+        follows: Whether it explains the target function that is asked for. The others explain none, as attention, or
+            always the log-probability.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Method:
     cost: Literal["cheap", "moderate", "slow"]
     paper: str
     parameters: Mapping[str, JsonValue] = field(default_factory=dict)
+    follows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,7 @@ class Context:
         progress: Told units done and their total.
         cancel: Ends the work between two targets; what was yielded before is kept.
         engine: Serves the replica's weights, for methods that can have sequences scored elsewhere.
+        announce: Told what is done that has no units, such as the start of a server.
         cost: Filled as the work goes on.
     """
 
@@ -122,6 +126,7 @@ class Context:
     progress: Progress | None = None
     cancel: threading.Event | None = None
     engine: Engine | None = None
+    announce: Callable[[object], None] | None = None
     cost: Cost = field(default_factory=Cost)
     _done: float = 0.0
     _total: int = 0
@@ -136,6 +141,16 @@ class Context:
         """
         if self.cancel is not None and self.cancel.is_set():
             raise CancelledError("stopped; what was finished is kept")
+
+    def wait(self, what: object) -> None:
+        """Tell what is being waited for; called again and again while it lasts.
+
+        Raises:
+            CancelledError: ``cancel`` is set.
+        """
+        self.check_cancel()
+        if self.announce is not None:
+            self.announce(what)
 
     def report(self, done: float, total: int) -> None:
         """Tell how far the work is."""

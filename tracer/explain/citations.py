@@ -18,8 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tracer.errors import InputError, TraceFormatError, UnknownNameError
 from tracer.explain.cited import Citation, CitedAnswer, Reference, Rule, Trust
-from tracer.explain.faithfulness import Faithfulness, against_random
+from tracer.explain.faithfulness import measures_of
 from tracer.trace.explanation import Explanation
+from tracer.trace.faithfulness import against_random
 from tracer.trace.segments import assign
 from tracer.trace.steps import Span, split_text
 from tracer.trace.trace import Trace
@@ -269,10 +270,8 @@ def _words(text: str) -> list[Span]:
 
 
 def _trust(explanation: Explanation, step_id: str) -> Trust:
-    measured = (explanation.faithfulness or {}).get("targets")
-    measured = measured if isinstance(measured, dict) else {}
-    known = {name: Faithfulness.from_document(item) for name, item in measured.items()}
-    pooled = against_random(list(known.values())) if known else None
+    known = measures_of(explanation)
+    pooled = against_random(known.values()) if known else None
     parity = explanation.parity or {}
     return Trust(
         known.get(step_id),

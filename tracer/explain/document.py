@@ -15,12 +15,13 @@ from pydantic import JsonValue
 
 from tracer.errors import ModelError, StoreError, TraceFormatError, TraceNotFoundError
 from tracer.explain.base import Cost, Finding, Request, TargetFunction
-from tracer.explain.faithfulness import Faithfulness, against_random
-from tracer.explain.influence import through_steps
+from tracer.explain.faithfulness import Faithfulness, measures_of
+from tracer.explain.influence import is_complete, through_steps
 from tracer.replay.parity import Parity
 from tracer.replay.recorded import Recorded
 from tracer.store import Arrays, Store
 from tracer.trace.explanation import Explanation, ExplanationSource
+from tracer.trace.faithfulness import against_random
 from tracer.trace.probes import ProbeScore, probe_scores
 from tracer.trace.trace import Trace
 
@@ -130,30 +131,21 @@ class Draft:
 
     def measured(self, step_id: str) -> bool:
         """Whether the faithfulness of a target's scores is known."""
-        known = (self.explanation.faithfulness or {}).get("targets")
-        return isinstance(known, dict) and step_id in known
+        return step_id in measures_of(self.explanation)
 
-    def trust(self, step_id: str, found: Faithfulness, agrees: Mapping[str, float | None]) -> None:
-        """Take in how faithful the scores of one target are.
-
-        Args:
-            step_id: The target.
-            found: What was measured.
-            agrees: Rank correlation with the other methods on this target.
-        """
+    def trust(self, step_id: str, found: Faithfulness) -> None:
+        """Take in how faithful the scores of one target are."""
         own = dict(self.explanation.faithfulness or {})
         targets = {**cast("dict[str, JsonValue]", own.get("targets") or {}), step_id: found.to_document()}
-        pooled = against_random([Faithfulness.from_document(item) for item in targets.values()])
         document: dict[str, JsonValue] = {
             "targets": targets,
             "agreement": own.get("agreement") or {},
-            "z": pooled.z,
-            "better_than_random": pooled.better,
             "removal": "delete",
         }
         self.explanation = self.explanation.model_copy(update={"faithfulness": document})
+        pooled = against_random(measures_of(self.explanation).values())
+        document |= {"z": pooled.z, "better_than_random": pooled.better}
         self.changed = True
-        self.agree(step_id, agrees)
 
     def agree(self, step_id: str, agrees: Mapping[str, float | None]) -> None:
         """Take in the rank correlation with the other methods on a target that was measured."""
@@ -174,7 +166,7 @@ class Draft:
             beside: Other methods that these passes were made for as well.
         """
         own = self.explanation
-        through = {step: through_steps(own, step) for step in answers if step in own.targets}
+        through = {step: through_steps(own, step) for step in answers if step in own.targets and is_complete(own, step)}
         self.explanation = own.model_copy(update={"through": through, "cost": _sum(self.before, cost, beside)})
 
 

@@ -10,20 +10,21 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Self
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import JsonValue
+from pydantic import FiniteFloat, JsonValue, TypeAdapter, ValidationError
 
 from tracer.errors import TraceFormatError
+from tracer.trace.explanation import Explanation
+from tracer.trace.faithfulness import RANDOM_ORDERS
 
 if TYPE_CHECKING:
     from tracer.explain.removal import Masks, Removal
 
-RANDOM_ORDERS = 6
-"""Random orders that the baseline is the mean of."""
 POINTS = 3
 """Points of a deletion or insertion curve beside its two ends."""
 HELD_OUT = 24
@@ -78,15 +79,15 @@ class Faithfulness:
     """
 
     sources: int
-    lds: float | None
-    top_k_drop: float
+    lds: FiniteFloat | None
+    top_k_drop: FiniteFloat
     k: int
-    deletion: float
-    insertion: float
-    deletion_rank: float
-    gap: float
-    random_gap: float
-    random_spread: float
+    deletion: FiniteFloat
+    insertion: FiniteFloat
+    deletion_rank: FiniteFloat
+    gap: FiniteFloat
+    random_gap: FiniteFloat
+    random_spread: FiniteFloat
     passes: int = 0
     curves: Curves | None = None
 
@@ -96,27 +97,16 @@ class Faithfulness:
         return {**asdict(self), "curves": curves}
 
     @classmethod
-    def from_document(cls, document: JsonValue) -> Self:
+    def from_document(cls, document: JsonValue) -> Faithfulness:
         """What `to_document` wrote.
 
         Raises:
             TraceFormatError: It is something else.
         """
-        names = {item.name for item in fields(cls)}
-        # Curves were not always kept.
-        if not isinstance(document, dict) or set(document) | {"curves"} != names:
-            raise TraceFormatError("a stored faithfulness cannot be read; explain the trace again")
-        return cls(**{**document, "curves": _read_curves(document.get("curves"))})  # type: ignore[arg-type]
-
-
-def _read_curves(document: JsonValue) -> Curves | None:
-    if document is None:
-        return None
-    names = {item.name for item in fields(Curves)}
-    if not isinstance(document, dict) or set(document) != names:
-        raise TraceFormatError("stored curves cannot be read; explain the trace again")
-    lines = {name: tuple(line) for name, line in document.items() if isinstance(line, list)}
-    return Curves(**lines)  # type: ignore[arg-type]
+        try:
+            return _DOCUMENT.validate_python(document)
+        except ValidationError:
+            raise TraceFormatError("a stored faithfulness cannot be read; explain the trace again") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,46 +124,17 @@ class _Measured:
         return self.insertion - self.deletion
 
 
-@dataclass(frozen=True, slots=True)
-class AgainstRandom:
-    """Whether a method ranks sources better than chance, over one or many targets.
-
-    Args:
-        z: Sum of its gaps over those of random orders, in standard deviations of that sum.
-        better: Whether chance alone would reach that in less than one case in twenty.
-    """
-
-    z: float
-    better: bool
+_DOCUMENT = TypeAdapter(Faithfulness)
 
 
-def against_random(measures: Sequence[Faithfulness]) -> AgainstRandom:
-    """Pool targets: a single one with few sources can never tell a good order from a lucky one.
-
-    The spread is known from few random orders, so that sums are held against Student's distribution, with the degrees
-    of freedom of Welch (1947) and Satterthwaite (1946). Targets must have been measured against orders of their own.
-    """
-    above = sum(item.gap - item.random_gap for item in measures)
-    # The mean of the random orders is itself uncertain. Of two or three sources all orders are known; they are so few
-    # that the best of them is no rare one, and what is too careful elsewhere is right there.
-    variances = [item.random_spread**2 * (1 + 1 / RANDOM_ORDERS) for item in measures]
-    if not (total := sum(variances)):
-        return AgainstRandom(0.0, better=False)
-    z = above / math.sqrt(total)
-    freedom = (RANDOM_ORDERS - 1) * total**2 / sum(variance**2 for variance in variances)
-    return AgainstRandom(z, z > _one_in_twenty(freedom))
-
-
-def _one_in_twenty(freedom: float) -> float:
-    """What Student's distribution exceeds in one case of twenty (Abramowitz & Stegun 1964, 26.7.5), to 0.001."""
-    normal = 1.644854
-    powers = [normal**power for power in (1, 3, 5, 7)]
-    terms = (
-        np.dot(powers[:2], (1, 1)) / 4,
-        np.dot(powers[:3], (3, 16, 5)) / 96,
-        np.dot(powers, (-15, 17, 19, 3)) / 384,
-    )
-    return normal + float(sum(term / freedom**order for order, term in enumerate(terms, 1)))
+def measures_of(explanation: Explanation) -> dict[str, Faithfulness]:
+    """What was measured of an explanation, by target; what cannot be read counts as not measured."""
+    targets = (explanation.faithfulness or {}).get("targets")
+    found: dict[str, Faithfulness] = {}
+    for target, document in targets.items() if isinstance(targets, dict) else ():
+        with suppress(TraceFormatError):
+            found[target] = Faithfulness.from_document(document)
+    return found
 
 
 def measure(

@@ -112,6 +112,21 @@ def through_steps(explanation: Explanation, step_id: str) -> dict[str, float]:
     return {source.id: share for source, share in zip(explanation.sources, through, strict=True)}
 
 
+def is_complete(explanation: Explanation, step_id: str) -> bool:
+    """Whether all steps of the model that a step goes back to are explained, so that no way ends in one of them."""
+    written = {source.step_id for source in explanation.sources if source.completion is not None}
+    waiting, seen = [step_id], {step_id}
+    while waiting:
+        for source, share in zip(explanation.sources, shares(explanation, waiting.pop()), strict=True):
+            if share == 0.0 or source.step_id is None or source.step_id not in written or source.step_id in seen:
+                continue
+            if source.step_id not in explanation.targets:
+                return False
+            seen.add(source.step_id)
+            waiting.append(source.step_id)
+    return True
+
+
 def _rows(explanation: Explanation) -> dict[str, list[float]]:
     return {target: shares(explanation, target) for target in explanation.targets}
 

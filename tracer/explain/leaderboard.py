@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, cast
 
@@ -18,8 +18,9 @@ from pydantic import JsonValue
 from tracer.errors import InputError
 from tracer.explain.document import SHARED_WITH
 from tracer.explain.estimate import Estimate, estimate
-from tracer.explain.faithfulness import Faithfulness, against_random
+from tracer.explain.faithfulness import Faithfulness, measures_of
 from tracer.trace.explanation import Explanation
+from tracer.trace.faithfulness import against_random
 
 if TYPE_CHECKING:
     from tracer.explain.report import Progress, Report
@@ -125,6 +126,8 @@ def leaderboard(
     replica: Replica | str | None = None,
     dtype: str = "float32",
     seed: int = 0,
+    force: bool = False,
+    low_memory: bool = False,
     store: Store | None = None,
     arrays: Mapping[str, Arrays] | None = None,
     progress: Progress | None = None,
@@ -143,6 +146,8 @@ def leaderboard(
         replica: A loaded replica, a model's name, or ``None`` for the one that each trace names.
         dtype: Precision of a replica that is loaded here.
         seed: For everything drawn at random.
+        force: Go on where a run has no ids or a replica does not reproduce it; the result is marked.
+        low_memory: Recompute instead of keeping.
         store: Keeps the explanations of traces that are in it.
         arrays: By trace id, where token scores go, for traces that are in no store.
         progress: Told how far the work is.
@@ -156,8 +161,9 @@ def leaderboard(
         CancelledError: ``cancel`` was set; what was finished is kept in the store.
         StoreError: The results cannot be kept.
     """
-    from tracer.explain.arguments import parse_requests
+    from tracer.explain.arguments import check_seed, parse_requests
 
+    check_seed(seed)
     names = list(dict.fromkeys([*methods, CHANCE]))
     given = dict(parameters or {})
     parse_requests(names, given)
@@ -173,9 +179,9 @@ def leaderboard(
     for number, trace in enumerate(traces):
         own = None if progress is None else _of_run(progress, number, len(traces), time.monotonic() - began)
         into = (arrays or {}).get(trace.id)
-        report, found, refused = _Contest(replicas.of(trace), given, targets, seed, store, into, own, cancel).run(
-            trace, names
-        )
+        contest = _Contest(replicas.of(trace), given, targets, seed, force, low_memory, store, into, own, cancel)
+        report, found, refused = contest.run(trace, names)
+        del contest
         explained.append(report)
         for name, entry in found.items():
             entries[name].append(entry)
@@ -234,6 +240,8 @@ class _Contest:
     parameters: Mapping[str, Mapping[str, JsonValue]]
     targets: str
     seed: int
+    force: bool
+    low_memory: bool
     store: Store | None
     arrays: Arrays | None
     progress: Progress | None
@@ -273,6 +281,8 @@ class _Contest:
             store=self.store,
             arrays=self.arrays,
             faithfulness=faithfulness,
+            force=self.force,
+            low_memory=self.low_memory,
             progress=self.progress,
             cancel=self.cancel,
         )
@@ -288,10 +298,10 @@ class _Contest:
     def _plain_seconds(self, report: Report) -> float:
         """What a plain forward pass over each target's tokens takes, all of them together."""
         from tracer.replay.forward import CHUNK, Wanted, replay
-        from tracer.replay.recorded import Recorded
+        from tracer.replay.retokenise import recorded_of
         from tracer.replay.tree import build_tree
 
-        recorded = Recorded(report.trace)
+        recorded = recorded_of(report.trace, self.replica)
         seconds = 0.0
         for name in report.targets:
             target = recorded.target(name)
@@ -305,12 +315,15 @@ class _Contest:
 def _rank(
     entries: Mapping[str, Sequence[_Entry]], problems: Mapping[str, Mapping[str, str]], seed: int
 ) -> list[Standing]:
-    standings = [_standing(name, found, problems[name], seed) for name, found in entries.items()]
+    names = set(entries) - {CHANCE}
+    standings = [_standing(name, found, problems[name], names, seed) for name, found in entries.items()]
     return sorted(standings, key=lambda item: -(item.lds_per_pass or float("-inf")))
 
 
-def _standing(method: str, entries: Sequence[_Entry], problems: Mapping[str, str], seed: int) -> Standing:
-    measured = [[_measured(entry.explanation)[name] for name in _known(entry)] for entry in entries]
+def _standing(
+    method: str, entries: Sequence[_Entry], problems: Mapping[str, str], others: Collection[str], seed: int
+) -> Standing:
+    measured = [[measures_of(entry.explanation)[name] for name in _known(entry)] for entry in entries]
     flat = [item for group in measured for item in group]
     against = against_random(flat)
     targets = sum(len(entry.explanation.targets) for entry in entries)
@@ -331,7 +344,7 @@ def _standing(method: str, entries: Sequence[_Entry], problems: Mapping[str, str
         top_k_drop=mean_of(lambda item: item.top_k_drop),
         deletion=mean_of(lambda item: item.deletion),
         insertion=mean_of(lambda item: item.insertion),
-        agreement=estimate([_agreements(entry) for entry in entries], seed),
+        agreement=estimate([_agreements(entry, others) for entry in entries], seed),
         z=against.z,
         better_than_random=against.better,
         seconds=cost["seconds"] / max(targets, 1),
@@ -344,25 +357,18 @@ def _standing(method: str, entries: Sequence[_Entry], problems: Mapping[str, str
 
 def _known(entry: _Entry) -> list[str]:
     """Targets that were asked for and could be measured: one with a single source cannot."""
-    return [name for name in entry.targets if name in _measured(entry.explanation)]
+    return [name for name in entry.targets if name in measures_of(entry.explanation)]
 
 
-def _measured(explanation: Explanation) -> dict[str, Faithfulness]:
-    targets = (explanation.faithfulness or {}).get("targets")
-    if not isinstance(targets, dict):
-        return {}
-    return {name: Faithfulness.from_document(document) for name, document in targets.items()}
-
-
-def _agreements(entry: _Entry) -> list[float]:
-    """Mean rank correlation with the other methods, for each target."""
+def _agreements(entry: _Entry, others: Collection[str]) -> list[float]:
+    """Mean rank correlation with the other methods of the board, for each target."""
     by_target = (entry.explanation.faithfulness or {}).get("agreement")
     if not isinstance(by_target, dict):
         return []
     means: list[float] = []
     for name in _known(entry):
-        others = cast("dict[str, float | None]", by_target.get(name, {}))
-        values = [value for other, value in others.items() if other != CHANCE and value is not None]
+        known = cast("dict[str, float | None]", by_target.get(name, {}))
+        values = [value for other, value in known.items() if other in others and value is not None]
         if values:
             means.append(float(np.mean(values)))
     return means

@@ -48,6 +48,7 @@ METHODS: Mapping[str, Method] = {
             True,
             "moderate",
             "Denil et al. 2014, arXiv:1412.6815; Shrikumar et al. 2016, arXiv:1605.01713",
+            follows=True,
         ),
         Method(
             "grad_l1",
@@ -57,6 +58,7 @@ METHODS: Mapping[str, Method] = {
             False,
             "moderate",
             "Simonyan et al. 2013, arXiv:1312.6034",
+            follows=True,
         ),
         Method(
             "grad_l2",
@@ -66,6 +68,7 @@ METHODS: Mapping[str, Method] = {
             False,
             "moderate",
             "Simonyan et al. 2013, arXiv:1312.6034",
+            follows=True,
         ),
         Method(
             "integrated_gradients",
@@ -76,6 +79,7 @@ METHODS: Mapping[str, Method] = {
             "slow",
             "Sundararajan et al. 2017, arXiv:1703.01365, equation 1",
             {"points": 16, "baseline": "zero"},
+            follows=True,
         ),
         Method(
             "rpi",
@@ -86,6 +90,7 @@ METHODS: Mapping[str, Method] = {
             "slow",
             "Barkan et al. 2024, Findings of EMNLP, 2024.findings-emnlp.551",
             {"samples": 24, "points": 30, "layer": -3},
+            follows=True,
         ),
         Method(
             "attention",
@@ -178,7 +183,8 @@ METHODS: Mapping[str, Method] = {
         Method(
             "at2",
             "at2",
-            "attention with a weight for each head that was learned from ablations; needs `tracer at2 fit` once",
+            "attention with a weight for each head that was learned from ablations; of other models than the demo, by "
+            "`tracer at2 fit`",
             "weighted share of attention",
             True,
             "cheap",
@@ -223,6 +229,7 @@ METHODS: Mapping[str, Method] = {
             True,
             "moderate",
             "Ferrando et al. 2023, arXiv:2305.12535",
+            follows=True,
         ),
         Method(
             "span",
@@ -260,6 +267,7 @@ METHODS: Mapping[str, Method] = {
                 "sink_share": 0.02,
                 "sink_factor": 3.0,
             },
+            follows=True,
         ),
         Method(
             "random",

@@ -42,6 +42,7 @@ class Report:
         parity: How well the replica reproduces the recorded log-probabilities.
         probes: How true the model takes its steps to be, by every probe.
         probe_hint: How to make a truth probe, where there is none and nobody insisted.
+        left_out: Methods of the default that could not be used with this model, with the reason.
     """
 
     trace: Trace
@@ -50,6 +51,7 @@ class Report:
     parity: Parity
     probes: tuple[ProbeScore, ...] = ()
     probe_hint: str | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
     _tokens: Mapping[str, Tokens] = field(default_factory=dict, repr=False)
 
     def explanation(self, method: str) -> Explanation:

@@ -137,9 +137,13 @@ class Backends:
             return self._context.engine
         own = self._context.replica.identity
         address = name if name != "vllm" else os.environ.get(URL_VARIABLE) or _running(self._context.replica)
-        engine = connect(address) if address else connect("vllm", model=own["name"], dtype=own["dtype"])
+        engine = connect(address) if address else self._start(str(own["name"]), str(own["dtype"]))
         self._stack.callback(engine.close)
         return engine
+
+    def _start(self, name: str, dtype: str) -> Engine:
+        """A new server, which takes a while; told about, and given up where somebody stops it."""
+        return connect("vllm", model=name, dtype=dtype, progress=self._context.wait)
 
 
 def _running(replica: Replica) -> str | None:

@@ -18,7 +18,7 @@ from tracer.engines.base import Engine
 from tracer.engines.loading import out_of_memory
 from tracer.errors import InputError, TracerError, UnknownNameError
 from tracer.explain import methods as registry
-from tracer.explain.arguments import choose_targets, foil_token, parse_requests
+from tracer.explain.arguments import check_seed, check_target_function, choose_targets, foil_token, parse_requests
 from tracer.explain.attribution.ablation import fitted_masks
 from tracer.explain.base import Context, Request, TargetFunction
 from tracer.explain.document import Draft, Kept, Setting, content_sha256
@@ -30,7 +30,7 @@ from tracer.replay.forward import Wanted, replay
 from tracer.replay.model import Replica, identity_of, memory_error
 from tracer.replay.parity import Parity, check_identity, compare, refuse
 from tracer.replay.recorded import Recorded, Target, has_token_ids
-from tracer.replay.retokenise import retokenise
+from tracer.replay.retokenise import recorded_of
 from tracer.store import Arrays, Store
 from tracer.trace.trace import Trace
 
@@ -110,13 +110,13 @@ def explain(
     check_names(probes or ())
     if faithfulness not in get_args(Trusted):
         raise UnknownNameError("choice of targets for faithfulness", faithfulness, get_args(Trusted))
-    if target_function not in get_args(TargetFunction):
-        raise UnknownNameError("target function", target_function, get_args(TargetFunction))
     if engine is not None and not any(item.parameters.get("backend") == "vllm" for item in requests):
         raise InputError(
             "an engine is only used by ablation methods with the parameter backend=vllm; set it, or leave "
             "the engine out"
         )
+    check_seed(seed)
+    check_target_function(target_function, requests)
     if foil is not None and target_function != "contrast":
         raise InputError("a foil is only used by the target function contrast; add it, or leave the foil out")
     # Before weights are loaded: what cannot work shall fail at once.
@@ -124,10 +124,7 @@ def explain(
     if recorded is not None:
         choose_targets(recorded, targets)
     model = replica if isinstance(replica, Replica) else load_replica(replica, trace, dtype, progress)
-    if recorded is None:
-        if model.tokenizer is None:
-            raise InputError("the trace holds no token ids and the replica no tokenizer; name the model with replica")
-        recorded = retokenise(trace, model.tokenizer, chunk_tokens=chunk_tokens)
+    recorded = recorded or recorded_of(trace, model, chunk_tokens)
     work = _Work(
         recorded=recorded,
         replica=model,
@@ -187,7 +184,8 @@ class _Work:
         force: bool,
     ) -> Report:
         """Compute what is missing."""
-        requests = list(self._prepared(requests, default=default))
+        left_out: dict[str, str] = {}
+        requests = list(self._prepared(requests, left_out if default else None))
         check_identity(self.recorded, self.replica)
         self._check_length()
         scoring = Scoring(self.recorded, self.replica, found.probes, self.kept, ask=ask)
@@ -216,17 +214,19 @@ class _Work:
             parity,
             scoring.scores,
             found.hint,
+            left_out,
             {str(draft.explanation.key): draft.tokens for draft in drafts},
         )
 
-    def _prepared(self, requests: Sequence[Request], *, default: bool) -> Iterator[Request]:
-        """Requests filled in for the model; of the default methods those that it has what they need for."""
+    def _prepared(self, requests: Sequence[Request], left_out: dict[str, str] | None) -> Iterator[Request]:
+        """Requests filled in for the model; those that it lacks something for are left out, where that is allowed."""
         for request in requests:
             try:
                 yield registry.prepare(request, self.replica)
-            except InputError:
-                if not default:
+            except InputError as error:
+                if left_out is None or request != registry.request(request.method.name):
                     raise
+                left_out[request.method.name] = str(error)
 
     def parity(self, *, force: bool, scoring: Scoring) -> Parity:
         """The parity of trace and replica, measured unless it is known; probes read the same replay.
@@ -288,18 +288,20 @@ class _Work:
             progress=lambda done, total: self._report(stage, done, total, "units"),
             cancel=self.cancel,
             engine=self.engine,
+            announce=self.progress,
         )
 
     def _trust(self, targets: Sequence[Target]) -> None:
         """Measure how faithful the scores of targets are, all methods of a target together."""
         context = self._context("measuring faithfulness")
         # A single source can only come first: there is nothing to measure.
+        units = {target: list(removable(self.recorded, target, None)) for target in targets}
+        units = {target: columns for target, columns in units.items() if len(columns) > 1}
         lacking = {
-            target: [draft for draft in self.drafts.values() if not draft.measured(target.step_id)]
-            for target in targets
-            if len(removable(self.recorded, target, None)) > 1
+            target: drafts
+            for target in units
+            if (drafts := [draft for draft in self.drafts.values() if not draft.measured(target.step_id)])
         }
-        lacking = {target: drafts for target, drafts in lacking.items() if drafts}
         requests = [draft.request for draft in self.drafts.values()]
         for number, (target, drafts) in enumerate(lacking.items()):
             context.report(number, len(lacking))
@@ -312,15 +314,19 @@ class _Work:
                     seed=self._seed_of(target),
                     fitted=fitted_masks(requests, len(removal.units), seed=self.setting.seed),
                 )
-            agrees = agreement({name: removal.of_units(row) for name, row in rows.items()})
-            for name, draft in self.drafts.items():
-                if name in found:
-                    draft.trust(target.step_id, found[name], agrees[name])
-                elif draft.measured(target.step_id):
-                    draft.agree(target.step_id, agrees[name])
-                if draft.changed:
-                    self.kept.put(draft)
+            for draft in drafts:
+                draft.trust(target.step_id, found[draft.request.method.name])
+                self.kept.put(draft)
             context.report(number + 1, len(lacking))
+        # Of methods that were measured before, too: which others there are may have changed.
+        for target, columns in units.items():
+            rows = {name: np.array(draft.explanation.row(target.step_id)) for name, draft in self.drafts.items()}
+            agrees = agreement({name: row[columns] for name, row in rows.items()})
+            for name, draft in self.drafts.items():
+                draft.agree(target.step_id, agrees[name])
+        for draft in self.drafts.values():
+            if draft.changed:
+                self.kept.put(draft)
 
     def _seed_of(self, target: Target) -> int:
         """A seed of the target's own: orders that all targets shared would be lucky or not for all of them at once."""

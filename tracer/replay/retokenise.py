@@ -10,13 +10,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tracer.errors import InputError
-from tracer.replay.recorded import WRITTEN, Recorded
+from tracer.replay.model import Replica
+from tracer.replay.recorded import WRITTEN, Recorded, has_token_ids
 from tracer.trace.segments import Message, Piece, Rendered, Tokenizer, render_chat, render_text
 from tracer.trace.trace import Call, Completion, Sampling, SegmentKind, Step, Trace
 
 CALL = "retokenised"
 """Beginning of the ids of the calls that are made up."""
 _GIVEN = ("question", "document")
+
+
+def recorded_of(trace: Trace, replica: Replica, chunk_tokens: int | None = None) -> Recorded:
+    """A trace as it was recorded, or where it holds no ids, tokenised again.
+
+    Raises:
+        InputError: The replica has no tokenizer, or the trace cannot be tokenised.
+    """
+    if has_token_ids(trace):
+        return Recorded(trace, chunk_tokens=chunk_tokens)
+    if replica.tokenizer is None:
+        raise InputError("the trace holds no token ids and the replica no tokenizer; name the model with replica")
+    return retokenise(trace, replica.tokenizer, chunk_tokens=chunk_tokens)
 
 
 def retokenise(trace: Trace, tokenizer: Tokenizer, *, chunk_tokens: int | None = None) -> Recorded:

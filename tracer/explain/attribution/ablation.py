@@ -78,6 +78,8 @@ def _run(
             if not removable(context.recorded, target, kinds):
                 # Nothing of the kinds that were asked for was there to be read.
                 yield Finding(item, target, np.zeros(target.end, dtype=np.float32), {"masks": 0})
+                done += 1
+                context.report(done, total)
                 continue
             by = item.parameters["backend"]
             removal = shared.get((kind, kinds, by))
