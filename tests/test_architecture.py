@@ -34,7 +34,7 @@ ALLOWED = {
 
 # What the app may import, all of it light.
 PUBLIC = ("trace", "store", "errors", "jobs", "doctor", "token_texts")
-LIGHT = {"tracer.explain.methods"}
+LIGHT = {"tracer.explain.methods", "tracer.explain.citations", "tracer.explain.cited"}
 
 
 def imports(path: Path) -> set[str]:

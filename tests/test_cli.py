@@ -131,12 +131,14 @@ def test_doctor_says_what_is_there(home: Path) -> None:
 
 def test_a_trace_cannot_write_to_the_terminal(home: Path) -> None:
     trace = small_trace()
-    trace.id = "evil"
+    trace.id = "evil[/x]\x1b[31m"
     trace.name = "\x1b]0;owned\x07 [bold]x[/bold]"
     trace.steps[1].text = "\x1b[2J\x1b[31mred[/]"
     with Store(home / "runs.db") as store:
         store.import_trace(trace)
-    for command in (["show", "evil"], ["list"]):
+    trace.save(home / "evil.json")
+    again = ["import", str(home / "evil.json"), "--on-conflict", "replace"]
+    for command in (["show", "evil"], ["list"], again):
         done = run(*command, home=home)
         assert done.returncode == 0
         assert "\x1b" not in done.stdout and "\x07" not in done.stdout

@@ -16,6 +16,7 @@ import torch
 
 from tests.command_line import Run, runner
 from tests.explain.tiny_runs import Families, perturbed, recorded_run, register, write_replica
+from tracer.errors import CancelledError
 from tracer.explain.attribution import contrastive
 from tracer.explain.methods import METHODS
 from tracer.store import Store
@@ -334,6 +335,33 @@ def test_an_answer_is_shown_with_its_citations(run: Run, home: Path, monkeypatch
         r"   s6 mirage: LDS [+-]\d\.\d\d; without the \d of \d+ sources most in its favour the target loses", lines[5]
     )
     assert "mirage is not shown to be better than random on this trace" in done.out
+
+
+def test_what_is_found_about_a_file_can_be_kept(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store(home / "runs.db") as store:
+        store.delete("run-1")
+    done = run("cite", str(home / "run.json"), "--out", str(home / "cited.json"))
+    assert done.code == 0, done.err
+    assert [item["method"] for item in Trace.load(home / "cited.json").explanations] == ["mirage"]
+    monkeypatch.setattr(contrastive, "rows_without", None)  # What is known is not computed again.
+    assert run("cite", str(home / "cited.json")).out.splitlines()[0] == "y[1]."
+
+
+def test_stopping_says_so_where_nothing_is_kept(
+    run: Run, home: Path, families: Families, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(method: str, step_id: str) -> None:
+        raise CancelledError("stopped; what was finished is kept")
+
+    families.before_target = stop
+    assert "what was finished is kept" in run("explain", "run-1", "--methods", "near").err
+    with Store(home / "runs.db") as store:
+        store.delete("run-1")
+    file = str(home / "run.json")
+    for command in (["explain", file, "--methods", "near"], ["faithfulness", file, "--methods", "near"]):
+        done = run(*command)
+        assert done.code == 130
+        assert "stopped; nothing is kept" in done.err and "what was finished is kept" not in done.err
 
 
 def test_citations_of_all_steps_and_by_word(run: Run, home: Path) -> None:

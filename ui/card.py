@@ -9,6 +9,7 @@ import streamlit as st
 
 from tracer.trace.trace import Call, Step
 from ui import elements, palette, payload, state
+from ui.card_citations import draw_citations
 from ui.card_reading import SOURCES, draw_reading, draw_sources
 from ui.card_truth import draw_truth
 from ui.evidence import Part
@@ -43,6 +44,8 @@ def draw(shown: Shown, selected: Step | Part) -> None:
     _facts(step)
     call = evidence.call_of(step)
     draw_reading(shown, step, written=call is not None)
+    if call is not None:
+        draw_citations(shown, step)
     draw_truth(shown, step)
     if call is None:
         st.caption("The model did not write this step.")

@@ -8,8 +8,9 @@ from functools import partial
 import streamlit as st
 
 from tracer.explain.methods import DEFAULT_METHODS, METHODS
+from tracer.trace.explanation import Explanation
 from tracer.trace.trace import Step
-from ui import elements, jobs, payload, state
+from ui import elements, jobs, payload, state, trust
 from ui.components import source_list
 from ui.components.mount import event_value
 from ui.components.source_list import Source
@@ -20,6 +21,8 @@ SOURCES = "sources"
 METHOD_CHOICE = "card_method"
 ALL_SOURCES = "card_all_sources"
 FIRST_SOURCES = 6
+FEWEST = 2
+"""Sources that an order needs."""
 TARGETS = ("this step", "the answer", "all steps")
 TRUSTED = ("the answer", "all steps", "nothing")
 _TRUSTED_NAMES = {"the answer": "answer", "all steps": "all", "nothing": "none"}
@@ -81,9 +84,9 @@ def _method(evidence: Evidence) -> str:
     current = method_choice(evidence, key=METHOD_CHOICE)
     explanation = evidence.explanation(current)
     known = METHODS.get(current)
-    st.text(
-        payload.one_line(f"{known.summary if known else 'another program’s method'} ({explanation.unit})", limit=240)
-    )
+    what = known.summary if known else "another program’s method"
+    of = trust.function_name(explanation)
+    st.text(payload.one_line(f"{what} ({explanation.unit}{f', {of}' if of else ''})", limit=240))
     return current
 
 
@@ -122,48 +125,49 @@ def _source(shown: Shown, reading: Reading, passage: str | None) -> Source:
 
 def trust_sentence(evidence: Evidence, method: str) -> None:
     """How far a method's scores can be trusted on a trace, in a sentence."""
-    trust = evidence.trust(method, "")
-    if trust.better is None:
+    elements.doubts(trust.doubts(evidence.explanation(method)))
+    known = evidence.trust(method, "")
+    if known.better is None:
         st.warning(
             "How far these scores can be trusted was not measured: nothing shows so far that they say what the model "
             "relied on."
         )
-    elif trust.better:
+    elif known.better:
         st.success(
-            f"Taking away what this method ranks first costs the model more than random removals do (z = {trust.z:.1f} "
-            f"over {len(trust.measured):,d} measured {'step' if len(trust.measured) == 1 else 'steps'})."
+            f"Taking away what this method ranks first costs the model more than random removals do (z = {known.z:.1f} "
+            f"over {len(known.measured):,d} measured {'step' if len(known.measured) == 1 else 'steps'})."
         )
     else:
         st.warning(
-            f"On this trace the method is not shown to be better than random (z = {trust.z:.1f} over "
-            f"{len(trust.measured):,d} measured {'step' if len(trust.measured) == 1 else 'steps'}): do not take its "
+            f"On this trace the method is not shown to be better than random (z = {known.z:.1f} over "
+            f"{len(known.measured):,d} measured {'step' if len(known.measured) == 1 else 'steps'}): do not take its "
             "ranking for what the model relied on."
         )
 
 
 def _trust(shown: Shown, step: Step, method: str) -> None:
     """How far the scores of a step can be trusted, in a sentence and in numbers."""
-    trust = shown.evidence.trust(method, step.id)
+    known = shown.evidence.trust(method, step.id)
     trust_sentence(shown.evidence, method)
-    if trust.better is None:
+    if known.better is None:
         _measure(shown, step, method)
         return
-    _worth(shown, step, method, trust)
+    _worth(shown, step, method, known)
 
 
-def _worth(shown: Shown, step: Step, method: str, trust: Trust) -> None:
-    if trust.worth is None:
-        numbers = [shown.number(name) for name in trust.measured if name in shown.evidence.steps]
+def _worth(shown: Shown, step: Step, method: str, known: Trust) -> None:
+    if known.worth is None:
+        numbers = [shown.number(name) for name in known.measured if name in shown.evidence.steps]
         st.caption("Not measured for this step, but for these:")
         st.text(", ".join(f"step {number}" for number in numbers))
         _measure(shown, step, method)
         return
-    worth = trust.worth
+    worth = known.worth
     fit, drop, deletion, insertion = st.columns(4)
     with fit:
         elements.fact("LDS", "unknown" if worth.lds is None else f"{worth.lds:+.2f}")
     with drop:
-        elements.fact(f"Without top {worth.k:d} of {worth.sources:d}", f"{-worth.top_k_drop:+.2f} nats")
+        elements.fact(f"Without {worth.k:d} of {worth.sources:d} most in favour", f"{-worth.top_k_drop:+.2f} nats")
     with deletion:
         elements.fact("Deletion vs random", f"{worth.deletion:+.2f} nats")
     with insertion:
@@ -174,14 +178,29 @@ def _measure(shown: Shown, step: Step, method: str) -> None:
     if method not in METHODS:
         st.caption("It is another program's method: it cannot be measured here.")
         return
-    answers = shown.evidence.answers
-    trusted = "answer" if step.id in answers else "all"
+    if max(len(shown.evidence.readings(name, step.id)) for name in shown.evidence.methods) < FEWEST:
+        st.caption("It read one thing only: there is no order of sources that could be measured.")
+        return
+    trusted = "answer" if step.id in shown.evidence.answers else "all"
+    parameters = explain_parameters(shown, [method], [step.id], faithfulness=trusted, probes=[])
     jobs.start_button(
-        "Measure it",
-        "explain",
-        explain_parameters(shown, [method], [step.id], faithfulness=trusted, probes=[]),
-        key="card_measure",
+        "Measure it", "explain", {**parameters, **as_explained(shown.evidence.explanation(method))}, key="card_measure"
     )
+
+
+def as_explained(explanation: Explanation) -> dict[str, object]:
+    """What the job ``explain`` must be given to go on with an explanation, and not to begin another."""
+    replica = explanation.replica
+    return {
+        "methods": [explanation.method],
+        "parameters": {explanation.method: explanation.parameters},
+        "target_function": explanation.target_function,
+        "foil": explanation.foil,
+        "chunk_tokens": explanation.chunk_tokens,
+        "seed": explanation.seed,
+        "force": bool((explanation.parity or {}).get("forced") or (explanation.parity or {}).get("retokenised")),
+        **{name: value for name, value in (("dtype", replica.get("dtype")), ("replica", replica.get("name"))) if value},
+    }
 
 
 def explain_parameters(

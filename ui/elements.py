@@ -5,7 +5,7 @@ Parameters called ``label`` end in markdown, so callers pass constants; ``tests/
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,20 @@ def long_text(text: str) -> None:
     st.code(shown, language=None, wrap_lines=True)
     if missing:
         st.caption(f"{missing:,d} more characters are in the exported trace.")
+
+
+def doubts(names: Collection[str]) -> None:
+    """Marks of scores that may be of something else than what ran, whatever was measured of them."""
+    if "forced" in names:
+        st.error(
+            "Forced: the weights behind these scores do not reproduce the recorded log-probabilities. They may be "
+            "those of another model."
+        )
+    if "retokenised" in names:
+        st.error(
+            "Tokenised again: the run was recorded without its token ids, so these need not be the tokens that the "
+            "model saw."
+        )
 
 
 @contextmanager

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from tracer.errors import TraceFormatError
-from tracer.trace.explanation import Explanation, ExplanationSource
+from tracer.trace.explanation import Explanation, ExplanationSource, choose_explanations
+from tracer.trace.faithfulness import TargetFaithfulness, faithfulness_of
 from tracer.trace.probes import SENTENCES, ProbeScore, probe_scores
 from tracer.trace.trace import Call, Step, Trace
 
@@ -59,18 +59,6 @@ class Reading(NamedTuple):
     """The share over all ways through earlier steps; known for the answer only."""
 
 
-class Worth(NamedTuple):
-    """What taking sources away showed about a method's scores for one step; nats."""
-
-    lds: float | None
-    """Spearman correlation of predicted and measured effects on held-out removals."""
-    top_k_drop: float
-    k: int
-    sources: int
-    deletion: float
-    insertion: float
-
-
 @dataclass(frozen=True, slots=True)
 class Trust:
     """How far the scores of a method can be trusted.
@@ -82,7 +70,7 @@ class Trust:
         measured: Steps that were measured.
     """
 
-    worth: Worth | None
+    worth: TargetFaithfulness | None
     better: bool | None
     z: float
     measured: tuple[str, ...]
@@ -118,7 +106,7 @@ class Evidence:
         self.parts: tuple[Part, ...]
         self._part_of: dict[tuple[str, int], int]
         self.parts, self._part_of = _find_parts(trace)
-        self._explanations, self.unreadable = _read(trace)
+        self._explanations, self.unreadable = choose_explanations(trace.explanations)
         self._tables: dict[str, _Table] = {}
 
     @cached_property
@@ -126,13 +114,14 @@ class Evidence:
         """Names of the methods that the trace was explained with; the one whose scores fit best first."""
 
         def fit(name: str) -> float:
-            known = [worth.lds for worth in _worths(self._explanations[name]).values() if worth.lds is not None]
+            measured = faithfulness_of(self._explanations[name])
+            known = [item.lds for item in measured.targets.values() if item.lds is not None] if measured else []
             return sum(known) / len(known) if known else -2.0
 
         return tuple(sorted(self._explanations, key=lambda name: -fit(name)))
 
     def explanation(self, method: str) -> Explanation:
-        """The newest explanation by a method, one of `methods`."""
+        """The explanation that stands for a method, one of `methods`."""
         return self._explanations[method]
 
     @cached_property
@@ -284,16 +273,10 @@ class Evidence:
 
     def trust(self, method: str, step_id: str) -> Trust:
         """How far a method's scores for a step can be trusted."""
-        explanation = self.explanation(method)
-        worths = _worths(explanation)
-        known = explanation.faithfulness or {}
-        better, z = known.get("better_than_random"), known.get("z")
-        return Trust(
-            worths.get(step_id),
-            better if isinstance(better, bool) and worths else None,
-            float(z) if isinstance(z, int | float) else 0.0,
-            tuple(worths),
-        )
+        known = faithfulness_of(self.explanation(method))
+        if known is None:
+            return Trust(None, None, 0.0, ())
+        return Trust(known.targets.get(step_id), known.better_than_random, known.z or 0.0, tuple(known.targets))
 
     @cached_property
     def _scores(self) -> dict[str, list[ProbeScore]]:
@@ -362,20 +345,6 @@ def interval(value: JsonValue) -> tuple[float, float, float] | None:
     return (numbers[0], numbers[1], numbers[2]) if len(numbers) == 3 else None
 
 
-def _read(trace: Trace) -> tuple[dict[str, Explanation], int]:
-    found: dict[str, Explanation] = {}
-    unreadable = 0
-    for document in trace.explanations:
-        try:
-            explanation = Explanation.read(document)
-        except TraceFormatError:
-            unreadable += 1
-            continue
-        if explanation.targets:
-            found[explanation.method] = explanation
-    return found, unreadable
-
-
 def _find_parts(trace: Trace) -> tuple[tuple[Part, ...], dict[tuple[str, int], int]]:
     parts: list[Part] = []
     numbers: dict[tuple[str, tuple[int, ...]], int] = {}
@@ -391,22 +360,3 @@ def _find_parts(trace: Trace) -> tuple[tuple[Part, ...], dict[tuple[str, int], i
                 parts.append(Part(number, segment.kind, call.id, segment.start, segment.end))
             places[call.id, segment.start] = number
     return tuple(parts), places
-
-
-def _worths(explanation: Explanation) -> dict[str, Worth]:
-    known = (explanation.faithfulness or {}).get("targets")
-    found: dict[str, Worth] = {}
-    for target, document in known.items() if isinstance(known, dict) else ():
-        if isinstance(document, dict) and (worth := _worth(document)) is not None:
-            found[target] = worth
-    return found
-
-
-def _worth(document: Mapping[str, JsonValue]) -> Worth | None:
-    lds = document.get("lds")
-    numbers = [document.get(name) for name in ("top_k_drop", "k", "sources", "deletion", "insertion")]
-    known = [float(value) for value in numbers if isinstance(value, int | float)]
-    if len(known) != len(numbers):
-        return None
-    drop, k, sources, deletion, insertion = known
-    return Worth(float(lds) if isinstance(lds, int | float) else None, drop, int(k), int(sources), deletion, insertion)

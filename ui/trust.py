@@ -73,6 +73,19 @@ class Judged:
         return {name: curves for name, curves in found.items() if curves is not None}
 
 
+def doubts(explanation: Explanation) -> list[str]:
+    """Why all scores of an explanation may be of something else than what ran: ``forced``, ``retokenised``."""
+    parity = explanation.parity or {}
+    return [name for name in ("forced", "retokenised") if parity.get(name)]
+
+
+def function_name(explanation: Explanation) -> str:
+    """What was explained, where that is not the log-probability of what was written."""
+    if explanation.target_function != "contrast":
+        return "" if explanation.target_function == "logprob" else explanation.target_function
+    return f"contrast with {'the runner-up' if explanation.foil is None else f'token {explanation.foil}'}"
+
+
 def method_table(judged: Judged) -> pd.DataFrame:
     """One row a method, with the columns ``METHOD_COLUMNS``: means over its measured targets, and its cost."""
     rows = []

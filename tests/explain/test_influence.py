@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.strategies import relaxed, small_trace
 from tracer.errors import TraceFormatError, UnknownNameError
-from tracer.explain.influence import influence_on, influences, shares, through_steps
+from tracer.explain.influence import influence_on, influences, is_complete, shares, through_steps
 from tracer.trace.explanation import Explanation, ExplanationSource
 
 
@@ -103,3 +103,21 @@ def test_what_cannot_be_asked() -> None:
         through_steps(circle, "c")
     with pytest.raises(UnknownNameError, match="explanation of this trace"):
         influence_on(small_trace(), "m", "a")
+
+
+def test_ways_are_complete_where_all_steps_of_the_model_on_them_are_explained() -> None:
+    sources = [
+        ExplanationSource(id="x0", step_id="s1"),
+        ExplanationSource(id="x1", step_id="s2", completion=0),
+        ExplanationSource(id="x2", step_id="s3", completion=0),
+    ]
+
+    def made(**rows: list[float]) -> Explanation:
+        return Explanation(method="m", targets=list(rows), sources=sources, values=list(rows.values()))
+
+    assert not is_complete(made(s4=[1.0, 2.0, 0.0]), "s4")
+    assert is_complete(made(s2=[1.0, 0.0, 0.0], s4=[1.0, 2.0, 0.0]), "s4")
+    # What was not read need not be explained; a question is no step of the model.
+    assert is_complete(made(s4=[1.0, 0.0, 0.0]), "s4")
+    # The thought in between leads to one that is not explained.
+    assert not is_complete(made(s3=[1.0, 2.0, 0.0], s4=[1.0, 0.0, 2.0]), "s4")

@@ -25,7 +25,7 @@ from tracer.errors import (
     UnknownNameError,
 )
 from tracer.explain.base import Context
-from tracer.explain.faithfulness import Faithfulness, measure
+from tracer.explain.faithfulness import Faithfulness, measure, measures_of
 from tracer.explain.removal import Removal
 from tracer.replay.model import Replica
 from tracer.replay.recorded import Recorded
@@ -377,6 +377,8 @@ def test_a_trace_without_ids_is_refused_or_tokenised_again_and_marked(
         ({"methods": ["near"], "targets": ["s6#7"]}, "tokens 0 to 1"),
         ({"methods": ["near"], "targets": []}, "no target is named"),
         ({"methods": ["near"], "target_function": "logits"}, "did you mean 'logit'"),
+        ({"methods": OWN, "target_function": "logit"}, "changes nothing about surprise"),
+        ({"methods": ["near"], "seed": -1}, "the seed is -1"),
         ({"methods": ["near"], "foil": "a"}, "only used by the target function contrast"),
         ({"methods": ["near"], "target_function": "contrast", "foil": "ab"}, "is 2 tokens"),
         ({"methods": ["near"], "target_function": "contrast", "foil": 5000}, "the vocabulary has 264"),
@@ -511,6 +513,54 @@ def test_every_target_is_measured_against_random_orders_of_its_own(
     assert len(seeds) == 12
     assert seeds[:4] == seeds[4:8]
     assert len(set(seeds)) == 8
+
+
+def test_methods_that_are_measured_apart_are_compared_all_the_same(
+    trace: Trace, replica: Replica, families: Families
+) -> None:
+    first = tracer.explain(trace, methods=["near"], replica=replica)
+    second = tracer.explain(first.trace, methods=["surprise"], replica=replica)
+    both = tracer.explain(second.trace, methods=OWN, replica=replica)
+    for explanation, other in zip(both.explanations, OWN[::-1], strict=True):
+        agreement = explanation.faithfulness["agreement"]  # type: ignore[index]
+        assert set(agreement["s6"]) == {other}  # type: ignore[index, call-overload, arg-type]
+    assert [item["faithfulness"] for item in both.trace.explanations] == [
+        item.model_dump(mode="json")["faithfulness"] for item in both.explanations
+    ]
+
+
+def test_what_was_measured_in_another_form_is_measured_again(
+    trace: Trace, replica: Replica, families: Families
+) -> None:
+    first = tracer.explain(trace, methods=["near"], replica=replica)
+    document = json.loads(json.dumps(first.trace.explanations[0]))
+    good = document["faithfulness"]["targets"]["s6"]
+    changes: list[dict[str, Any]] = [{"gap": "x"}, {"gap": None}, {"k": []}]
+    for change in changes:
+        document["faithfulness"]["targets"]["s6"] = {**good, **change}
+        broken = trace.model_copy(update={"explanations": [document]})
+        again = tracer.explain(broken, methods=["near"], replica=replica)
+        assert again.explanation("near").faithfulness["targets"]["s6"] == good  # type: ignore[index, call-overload]
+    # A newer version may know more of it.
+    document["faithfulness"]["targets"]["s6"] = {**good, "more": 1}
+    newer = trace.model_copy(update={"explanations": [document]})
+    assert list(measures_of(tracer.explain(newer, methods=["near"], replica=replica).explanation("near"))) == ["s6"]
+
+
+def test_the_answer_alone_has_no_shares_through_steps_that_nobody_explained(
+    trace: Trace, replica: Replica, families: Families
+) -> None:
+    alone = tracer.explain(trace, methods=["near"], targets="answer", replica=replica)
+    assert alone.explanation("near").through == {}
+    assert set(tracer.explain(alone.trace, methods=["near"], replica=replica).explanation("near").through) == {"s6"}
+
+
+def test_a_default_that_lacks_something_is_left_out_and_says_why(trace: Trace, replica: Replica) -> None:
+    report = tracer.explain(trace, targets="answer", replica=replica, faithfulness="none")
+    assert [explanation.method for explanation in report.explanations] == ["two_hop"]
+    assert "tracer at2 fit" in report.left_out["at2"]
+    with pytest.raises(InputError, match="there is no file nowhere"):
+        tracer.explain(trace, targets="answer", replica=replica, parameters={"at2": {"path": "nowhere"}})
 
 
 def test_the_graph_carries_the_influence_between_steps(trace: Trace, replica: Replica, families: Families) -> None:

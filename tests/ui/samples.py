@@ -194,9 +194,10 @@ def faithful(target: str, *, better: bool) -> Any:
     """What was measured about the scores of one target."""
     worth = {
         "sources": 4, "lds": 0.5, "top_k_drop": 2.0, "k": 1, "deletion": 0.25, "insertion": 0.5, "deletion_rank": 1.0,
-        "gap": 1.0, "random_gap": 0.0, "random_spread": 0.5, "passes": 9,
+        "gap": 1.0, "random_gap": 0.0, "random_spread": 0.2 if better else 2.0,
+        "passes": 9,
     }  # fmt: skip
-    return {"targets": {target: worth}, "agreement": {}, "z": 2.5 if better else 0.5, "better_than_random": better}
+    return {"targets": {target: worth}, "agreement": {}}
 
 
 EXPLAINED = Path(__file__).with_name("explained") / "copied_from_the_exemplar.json"

@@ -10,11 +10,14 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from tests.ui import samples
-from tests.ui.opened import APP, open_page
+from tests.ui.opened import APP, captions, open_page
 from tracer.engines.models import ResolvedModel
+from tracer.jobs.parameters import ExplainParameters
 from tracer.store import Store
-from tracer.trace.trace import Trace
+from tracer.trace.explanation import Explanation
+from tracer.trace.trace import Step, Trace
 from ui import state
+from ui.card_reading import as_explained
 
 
 def app() -> AppTest:
@@ -347,6 +350,62 @@ def test_what_was_not_measured_says_so_and_offers_it(store: Store) -> None:
     assert button(at, "Measure it")
     rows = components(at, "source_list")[0]["rows"]
     assert [(row["share"], row["sign"], row["where"]) for row in rows] == [(0.75, 1, "step 1"), (0.25, -1, "step 2")]
+
+
+@pytest.mark.parametrize(("mark", "words"), [("forced", "another model"), ("retokenised", "Tokenised again")])
+def test_scores_of_something_else_than_what_ran_are_marked_on_every_page(store: Store, mark: str, words: str) -> None:
+    trace = explained(store, faithfulness=samples.faithful("s3", better=True), parity={mark: True})
+    for name in (state.TRACE_PAGE, state.GRAPH_PAGE, state.COMPARE_PAGE):
+        at = open_page(name, run=trace.id, step="s3", method="grad_x_input")
+        assert any(words in found.value for found in at.error), name
+
+
+def test_measuring_goes_on_with_the_explanation_that_is_shown(store: Store) -> None:
+    trace = explained(store, target_function="contrast", foil=9, seed=4, chunk_tokens=8, parity={"forced": True})
+    (document,) = trace.explanations
+    explanation = Explanation.read({**document, "replica": {"name": "other", "dtype": "bfloat16"}})
+    asked = ExplainParameters.model_validate({"trace": trace.id, "targets": ["s3"], **as_explained(explanation)})
+    assert (asked.methods, asked.parameters) == (["grad_x_input"], {"grad_x_input": explanation.parameters})
+    assert (asked.target_function, asked.foil, asked.seed, asked.chunk_tokens) == ("contrast", 9, 4, 8)
+    assert (asked.replica, asked.dtype, asked.force) == ("other", "bfloat16", True)
+    assert any("contrast with token 9" in text for text in texts(trace_page(run=trace.id, step="s3")))
+
+
+def test_citations_are_numbers_behind_the_text_with_the_documents_below(store: Store) -> None:
+    trace = samples.react()
+    *_, seen, answer = (step for step in trace.steps if step.kind in ("observation", "answer"))
+    trace = trace.model_copy(update={"explanations": [mirage(seen, answer)]})
+    store.import_trace(trace)
+    at = trace_page(run=trace.id, step=answer.id)
+    assert any(block.value == "In Rome[1]." for block in at.code)
+    table = next(frame.value for frame in at.dataframe if "cited" in frame.value)
+    assert (table["number"][0], table["cited"][0], table["share"][0]) == (1, True, 1.0)
+    assert "KL divergence of 4 nats" in captions(at)
+    assert any("was not measured" in found.value for found in at.warning)
+
+
+def mirage(seen: Step, answer: Step) -> dict[str, Any]:
+    """What MIRAGE would have found: one word of the answer goes back to the observation."""
+    tokens = [
+        {"index": 0, "token_id": 1, "text": "In", "kl": 0.1, "kept": False},
+        {"index": 1, "token_id": 2, "text": " Rome", "kl": 4.0, "kept": True, "sources": {"x0": 2.0}},
+        {"index": 2, "token_id": 3, "text": ".", "kl": 0.1, "kept": False},
+    ]
+    return samples.explanation(
+        [answer.id],
+        [{"id": "x0", "kind": "observation", "step_id": seen.id}],
+        [[2.0]],
+        method="mirage",
+        details={answer.id: {"context": ["x0"], "tokens": tokens}},
+    )
+
+
+def test_a_step_that_read_documents_can_be_cited(store: Store) -> None:
+    trace = samples.react()
+    store.import_trace(trace)
+    answer = next(step for step in trace.steps if step.kind == "answer")
+    at = trace_page(run=trace.id, step=answer.id)
+    assert button(at, "Cite")
 
 
 def test_a_measured_method_that_is_better_says_so(store: Store) -> None:

@@ -6,6 +6,7 @@ typed view of those that tracer writes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Self
 
 from pydantic import Field, JsonValue, ValidationError, model_validator
@@ -109,14 +110,46 @@ class Explanation(Record):
 
 
 def find_explanation(trace: Trace, method: str) -> Explanation:
-    """The newest explanation of a trace by a method.
+    """The explanation of a trace by a method that stands for it; see `choose_explanations`.
 
     Raises:
         UnknownNameError: It has none.
-        TraceFormatError: It cannot be read.
+        TraceFormatError: None of them can be read.
     """
     found = [document for document in trace.explanations if document.get("method") == method]
     if not found:
         known = {str(document.get("method")) for document in trace.explanations}
         raise UnknownNameError("explanation of this trace", method, known)
-    return Explanation.read(found[-1])
+    chosen, _ = choose_explanations(found)
+    return chosen[method] if method in chosen else Explanation.read(found[-1])
+
+
+def choose_explanations(documents: Iterable[dict[str, Any]]) -> tuple[dict[str, Explanation], int]:
+    """Of several explanations by one method, with other parameters or of fewer steps, the one that stands for it.
+
+    One that was forced stands behind one that was not, then one of another target function behind one of the
+    log-probability, then one of fewer targets behind one of more; of those that are left the newest counts.
+
+    Args:
+        documents: A trace's explanations, oldest first.
+
+    Returns:
+        The explanations by method, and how many could not be read.
+    """
+    found: dict[str, Explanation] = {}
+    unreadable = 0
+    for document in documents:
+        try:
+            explanation = Explanation.read(document)
+        except TraceFormatError:
+            unreadable += 1
+            continue
+        known = found.get(explanation.method)
+        if explanation.targets and (known is None or _standing(explanation) >= _standing(known)):
+            found[explanation.method] = explanation
+    return found, unreadable
+
+
+def _standing(explanation: Explanation) -> tuple[bool, bool, int]:
+    forced = bool((explanation.parity or {}).get("forced"))
+    return not forced, explanation.target_function == "logprob", len(explanation.targets)

@@ -9,6 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from tracer.errors import TraceNotFoundError
+from tracer.explain.methods import METHODS
 from tracer.store import TraceSummary
 from tracer.trace.trace import Trace
 from ui import charts, comparison, elements, opened, palette, payload, state, trust
@@ -222,11 +223,11 @@ def _trust(trace: Trace, judged: Judged) -> None:
         )
         return
     _verdict(judged)
-    if judged.unmeasured:
+    if measurable := [name for name in judged.unmeasured if name in METHODS]:
         start_button(
             "Measure the answer's explanations",
             "explain",
-            {"trace": trace.id, "methods": judged.unmeasured, "targets": "answer", "faithfulness": "answer"},
+            {"trace": trace.id, "methods": measurable, "targets": "answer", "faithfulness": "answer"},
             key="compare_measure",
         )
     frame = trust.method_table(judged)
@@ -252,6 +253,10 @@ def _trust(trace: Trace, judged: Judged) -> None:
 
 def _verdict(judged: Judged) -> None:
     """What the measures prove, in sentences; names of methods are shown as text."""
+    for doubt in dict.fromkeys(doubt for item in judged.explanations.values() for doubt in trust.doubts(item)):
+        elements.doubts([doubt])
+        doubted = [name for name, item in judged.explanations.items() if doubt in trust.doubts(item)]
+        st.text(payload.one_line(", ".join(doubted), limit=2000))
     if judged.not_better:
         st.warning("On this run these methods are not shown to be better than a random order of the sources:")
         st.text(payload.one_line(", ".join(judged.not_better), limit=2000))

@@ -13,7 +13,7 @@ from tracer.store import TraceSummary
 from tracer.trace.explanation import Explanation
 from tracer.trace.faithfulness import faithfulness_of
 from tracer.trace.trace import Step, Trace
-from ui import elements, opened, palette, payload, state
+from ui import elements, opened, palette, payload, state, trust
 from ui.components import graph
 from ui.components.mount import event_value
 from ui.evidence import Evidence, Part
@@ -209,9 +209,11 @@ def _missing(trace: Trace) -> None:
 def _trust(explanation: Explanation, selected: Step | Part) -> None:
     """What the drawn weights are worth, in a sentence."""
     signed = "− lowers, + raises the target" if explanation.signed else "not signed"
-    elements.fact("Weights", payload.one_line(f"{explanation.method}, {explanation.unit or 'no unit'}, {signed}"))
+    about = (explanation.method, explanation.unit or "no unit", trust.function_name(explanation), signed)
+    elements.fact("Weights", payload.one_line(", ".join(filter(None, about))))
     if isinstance(selected, Step) and selected.id not in explanation.targets:
         st.caption("The selected step was not explained by this method, so no influence leads to it here.")
+    elements.doubts(trust.doubts(explanation))
     known = faithfulness_of(explanation)
     if known is None:
         st.warning("Not measured: nothing shows so far that these weights say what the model relied on.")
