@@ -384,7 +384,7 @@ def test_citations_are_numbers_behind_the_text_with_the_documents_below(store: S
     assert any("was not measured" in found.value for found in at.warning)
 
 
-def mirage(seen: Step, answer: Step) -> dict[str, Any]:
+def mirage(seen: Step, answer: Step) -> Any:
     """What MIRAGE would have found: one word of the answer goes back to the observation."""
     tokens = [
         {"index": 0, "token_id": 1, "text": "In", "kl": 0.1, "kept": False},
