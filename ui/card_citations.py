@@ -9,7 +9,7 @@ from tracer.errors import TracerError
 from tracer.explain.citations import cited_answers
 from tracer.explain.cited import CitedAnswer
 from tracer.trace.trace import Step
-from ui import elements, jobs, palette, payload
+from ui import elements, jobs, palette, payload, trust
 from ui.card_reading import explain_parameters, trust_sentence
 from ui.shown import Shown
 
@@ -56,6 +56,7 @@ def _citations(shown: Shown, step: Step, *, known: bool) -> None:
     if answer is None:
         st.caption("It read no document and no observation.")
         return
+    elements.doubts(trust.doubts(explanation))
     elements.long_text(answer.marked())
     if answer.brackets() != "[]":
         st.caption("Numbers in square brackets are the model's own words.")

@@ -83,6 +83,7 @@ def _method(evidence: Evidence) -> str:
     """The choice of a method, and what the chosen one is."""
     current = method_choice(evidence, key=METHOD_CHOICE)
     explanation = evidence.explanation(current)
+    elements.doubts(trust.doubts(explanation))
     known = METHODS.get(current)
     what = known.summary if known else "another program’s method"
     of = trust.function_name(explanation)
@@ -125,7 +126,6 @@ def _source(shown: Shown, reading: Reading, passage: str | None) -> Source:
 
 def trust_sentence(evidence: Evidence, method: str) -> None:
     """How far a method's scores can be trusted on a trace, in a sentence."""
-    elements.doubts(trust.doubts(evidence.explanation(method)))
     known = evidence.trust(method, "")
     if known.better is None:
         st.warning(

@@ -150,6 +150,29 @@ def test_a_replica_without_a_name_needs_an_engine(
         list(run(Context(replica, recorded), [request("shapley", {"backend": "vllm"})], recorded.targets))
 
 
+def test_the_start_of_a_server_is_told_and_can_be_stopped(
+    trace: Trace, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancel = threading.Event()
+    told: list[object] = []
+
+    def slow(engine: str, *, progress: Any, **_: object) -> None:
+        for moment in range(100):
+            progress(f"starting vLLM: moment {moment}")
+            if moment == 2:
+                cancel.set()
+        raise AssertionError("nobody listened")
+
+    monkeypatch.delenv("TRACER_ENGINE_URL", raising=False)
+    monkeypatch.setattr("tracer.explain.scoring.connect", slow)
+    monkeypatch.setattr("tracer.explain.scoring._running", lambda _: None)
+    recorded = Recorded(trace)
+    context = Context(replica, recorded, cancel=cancel, announce=told.append)
+    with pytest.raises(CancelledError):
+        list(run(context, [request("leave_one_out", {"backend": "vllm"})], [recorded.target("s6")]))
+    assert told == [f"starting vLLM: moment {moment}" for moment in range(3)]
+
+
 def test_explaining_with_an_engine(trace: Trace, replica: Replica, engine: LocalEngine) -> None:
     parameters: dict[str, dict[str, JsonValue]] = {"contextcite": {"backend": "vllm", "ablations": 16}}
     options: dict[str, Any] = {"targets": ["s6"], "replica": replica, "faithfulness": "none"}

@@ -9,7 +9,7 @@ import streamlit as st
 
 from tracer.explain.methods import METHODS
 from tracer.trace.trace import Trace
-from ui import card_reading, elements, jobs, opened, payload, state
+from ui import card_reading, elements, jobs, opened, payload, state, trust
 from ui.components import token_map
 from ui.components.mount import event_value
 from ui.evidence import Evidence
@@ -155,6 +155,7 @@ def _notes(
             "any of its tokens shows them."
         )
         _explain(evidence, [method], [f"{wanted}#*"])
+    elements.doubts(trust.doubts(evidence.explanation(method)))
     card_reading.trust_sentence(evidence, method)
 
 
