@@ -15,7 +15,7 @@ from pydantic import JsonValue
 
 from tracer.errors import ModelError, StoreError, TraceFormatError, TraceNotFoundError
 from tracer.explain.base import Cost, Finding, Request, TargetFunction
-from tracer.explain.faithfulness import Faithfulness, measures_of
+from tracer.explain.faithfulness import Faithfulness, measures_of, readable
 from tracer.explain.influence import is_complete, through_steps
 from tracer.replay.parity import Parity
 from tracer.replay.recorded import Recorded
@@ -131,7 +131,8 @@ class Draft:
 
     def measured(self, step_id: str) -> bool:
         """Whether the faithfulness of a target's scores is known."""
-        return step_id in measures_of(self.explanation)
+        targets = (self.explanation.faithfulness or {}).get("targets")
+        return isinstance(targets, dict) and step_id in targets and readable(targets[step_id])
 
     def trust(self, step_id: str, found: Faithfulness) -> None:
         """Take in how faithful the scores of one target are."""

@@ -33,8 +33,6 @@ _DECIMALS = 4
 _SEED_OF_MASKS = 7919
 """Keeps held-out masks apart from other draws with the same seed."""
 _SEED_OF_TIES = 104729
-_FEW = 16
-"""Sources below which masks can run out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +123,15 @@ class _Measured:
 
 
 _DOCUMENT = TypeAdapter(Faithfulness)
+
+
+def readable(document: JsonValue) -> bool:
+    """Whether a document is what `Faithfulness.to_document` wrote."""
+    try:
+        Faithfulness.from_document(document)
+    except TraceFormatError:
+        return False
+    return True
 
 
 def measures_of(explanation: Explanation) -> dict[str, Faithfulness]:
@@ -234,7 +241,7 @@ def heldout_masks(count: int, units: int, *, seed: int, fitted: Masks | None = N
     """
     generator = np.random.default_rng([seed, _SEED_OF_MASKS])
     known = set() if fitted is None else {mask.tobytes() for mask in np.asarray(fitted, dtype=np.bool_)}
-    if units < _FEW and 2**units - len(known) < count:
+    if 2**units - len(known) < count:
         known = set()
     found: list[NDArray[np.bool_]] = []
     while len(found) < count:

@@ -179,9 +179,9 @@ def leaderboard(
     for number, trace in enumerate(traces):
         own = None if progress is None else _of_run(progress, number, len(traces), time.monotonic() - began)
         into = (arrays or {}).get(trace.id)
-        contest = _Contest(replicas.of(trace), given, targets, seed, force, low_memory, store, into, own, cancel)
-        report, found, refused = contest.run(trace, names)
-        del contest
+        report, found, refused = _Contest(
+            replicas.of(trace), given, targets, seed, force, low_memory, store, into, own, cancel
+        ).run(trace, names)
         explained.append(report)
         for name, entry in found.items():
             entries[name].append(entry)
@@ -323,7 +323,7 @@ def _rank(
 def _standing(
     method: str, entries: Sequence[_Entry], problems: Mapping[str, str], others: Collection[str], seed: int
 ) -> Standing:
-    measured = [[measures_of(entry.explanation)[name] for name in _known(entry)] for entry in entries]
+    measured = [list(_known(entry).values()) for entry in entries]
     flat = [item for group in measured for item in group]
     against = against_random(flat)
     targets = sum(len(entry.explanation.targets) for entry in entries)
@@ -355,9 +355,10 @@ def _standing(
     )
 
 
-def _known(entry: _Entry) -> list[str]:
+def _known(entry: _Entry) -> dict[str, Faithfulness]:
     """Targets that were asked for and could be measured: one with a single source cannot."""
-    return [name for name in entry.targets if name in measures_of(entry.explanation)]
+    known = measures_of(entry.explanation)
+    return {name: known[name] for name in entry.targets if name in known}
 
 
 def _agreements(entry: _Entry, others: Collection[str]) -> list[float]:

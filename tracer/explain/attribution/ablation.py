@@ -20,6 +20,7 @@ from tracer.errors import InputError
 from tracer.explain.attribution.lasso import fit_lasso
 from tracer.explain.attribution.parameters import number, whole
 from tracer.explain.base import Context, Finding, Request
+from tracer.explain.methods import request
 from tracer.explain.removal import Kind, Masks, Removal, logit, removable
 from tracer.explain.scoring import Backends, backends
 from tracer.replay.recorded import Target
@@ -27,9 +28,8 @@ from tracer.replay.recorded import Target
 EXACT_SHAPLEY = 6
 """Most sources whose Shapley values are computed exactly: 64 masks."""
 _CONFIDENT = 1.959964
-_USUAL = 64
 _MOST = 4096
-"""Ablations of ContextCite, if nobody says how many, and at most."""
+"""Ablations of ContextCite, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +134,8 @@ def fitted_masks(requests: Iterable[Request], units: int, *, seed: int) -> Masks
 
     With fewer ablations it is fitted on the first of them.
     """
-    asked = [whole(item, "ablations", least=2, most=_MOST) for item in requests if "ablations" in item.parameters]
-    return random_masks(max([_USUAL, *asked]), units, seed=seed)
+    every = [request("contextcite"), *(item for item in requests if "ablations" in item.parameters)]
+    return random_masks(max(whole(item, "ablations", least=2, most=_MOST) for item in every), units, seed=seed)
 
 
 def _leave_one_out(context: Context, removal: Removal, item: Request) -> _Shares:
